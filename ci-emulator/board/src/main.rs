@@ -1,0 +1,2 @@
+//! emulate
+fn main() {}
