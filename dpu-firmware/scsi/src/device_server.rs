@@ -1,4 +1,4 @@
-//! The device server (SAM-6 4.5.?): one command and one logical unit in, what to do out; later, what became of
+//! The device server (SAM-6 4.5): one command and one logical unit in, what to do out; later, what became of
 //! it in, the ending out. Pending unit attentions, task sets and access are checked by the caller first.
 
 mod mode;

@@ -25,5 +25,6 @@ pub mod status;
 pub mod task_set;
 pub mod unit;
 pub mod unit_attention;
+mod writer;
 
 pub use status::Status;

@@ -1,6 +1,8 @@
 //! Sense data: what went wrong, as a value, and its two forms on the wire (SPC-6 4.4). The ASC/ASCQ
 //! pairs the target uses are named here and nowhere else.
 
+use crate::writer::Writer;
+
 /// The sense key (SPC-6 4.4.6). The discriminant is the code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -141,56 +143,45 @@ impl Sense {
     /// Writes the sense data, current (not deferred), in the fixed (SPC-6 4.4.3) or descriptor format
     /// (SPC-6 4.4.2), cut where `out` ends. Gives the bytes written, at most [`Sense::BYTES_MAX`].
     pub fn encode(&self, descriptor_format: bool, out: &mut [u8]) -> usize {
-        let mut bytes = [0; Self::BYTES_MAX];
-        let length =
-            if descriptor_format { self.descriptors(&mut bytes) } else { self.fixed(&mut bytes) };
-        let encoded = bytes.get(..length).unwrap_or(&bytes);
-        let length = encoded.len().min(out.len());
-        for (to, from) in out.iter_mut().zip(encoded) {
-            *to = *from;
-        }
-        length
+        let mut writer = Writer::new(out);
+        self.write(descriptor_format, &mut writer);
+        writer.written()
+    }
+
+    pub(crate) fn write(&self, descriptor_format: bool, writer: &mut Writer<'_>) {
+        if descriptor_format { self.descriptors(writer) } else { self.fixed(writer) }
     }
 
     /// SPC-6 4.4.3, 18 bytes.
-    fn fixed(&self, bytes: &mut [u8; Self::BYTES_MAX]) -> usize {
-        bytes[0] = 0x70;
-        bytes[2] = self.key as u8;
-        bytes[7] = 10; // ADDITIONAL SENSE LENGTH: up to byte 17
-        // SPC-6 4.4.3: VALID stays zero for a value that does not fit the four bytes.
-        if let Some(information) = self.information.and_then(|value| u32::try_from(value).ok()) {
-            bytes[0] |= 0x80;
-            [bytes[3], bytes[4], bytes[5], bytes[6]] = information.to_be_bytes();
-        }
-        bytes[12] = self.asc;
-        bytes[13] = self.ascq;
-        if let Some(field) = self.field {
-            [bytes[15], bytes[16], bytes[17]] = field.sense_key_specific();
-        }
-        18
+    fn fixed(&self, writer: &mut Writer<'_>) {
+        // VALID stays zero for a value that does not fit the four bytes.
+        let information = self.information.and_then(|value| u32::try_from(value).ok());
+        let valid = if information.is_some() { 0x80 } else { 0 };
+        writer.put(&[valid | 0x70, 0, self.key as u8]);
+        writer.put(&information.unwrap_or(0).to_be_bytes());
+        writer.put(&[10]); // ADDITIONAL SENSE LENGTH: the rest
+        writer.put(&[0, 0, 0, 0, self.asc, self.ascq, 0]);
+        writer.put(&self.field.map_or([0; 3], FieldPointer::sense_key_specific));
     }
 
     /// SPC-6 4.4.2, 8 to 28 bytes.
-    fn descriptors(&self, bytes: &mut [u8; Self::BYTES_MAX]) -> usize {
-        let (header, rest) = bytes.split_at_mut(8);
-        let mut additional: u8 = 0;
-        let rest = match self.information {
-            None => rest,
-            Some(information) => {
-                let (descriptor, rest) = rest.split_at_mut(12);
-                descriptor[..4].copy_from_slice(&[0x00, 0x0A, 0x80, 0x00]);
-                descriptor[4..].copy_from_slice(&information.to_be_bytes());
-                additional = 12;
-                rest
-            }
-        };
-        if let Some(field) = self.field {
-            let [high, middle, low] = field.sense_key_specific();
-            rest[..8].copy_from_slice(&[0x02, 0x06, 0, 0, high, middle, low, 0]);
-            additional += 8;
+    fn descriptors(&self, writer: &mut Writer<'_>) {
+        writer.put(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0]);
+        writer.put(&[match (self.information, self.field) {
+            (None, None) => 0,
+            (None, Some(_)) => 8,
+            (Some(_), None) => 12,
+            (Some(_), Some(_)) => 20,
+        }]);
+        if let Some(information) = self.information {
+            writer.put(&[0x00, 0x0A, 0x80, 0x00]); // VALID
+            writer.put(&information.to_be_bytes());
         }
-        header.copy_from_slice(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0, additional]);
-        8 + usize::from(additional)
+        if let Some(field) = self.field {
+            writer.put(&[0x02, 0x06, 0, 0]);
+            writer.put(&field.sense_key_specific());
+            writer.put(&[0]);
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Mode parameters (SPC-6 7.5, SBC-4 6.5): header, block descriptor, pages 08h, 0Ah and 1Ch. Nothing is
 //! changeable here: MODE SELECT is not the device server's.
 
-use super::parameter::Writer;
 use crate::cdb::{ModeSense, PageControl};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
+use crate::writer::Writer;
 
 /// Caching (SBC-4 6.5.6).
 const CACHING: u8 = 0x08;

@@ -6,6 +6,7 @@ use crate::cdb::ModeSense;
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
+use crate::writer::Writer;
 
 /// SELECT REPORT (SPC-6 6.33): all but well known logical units.
 pub(super) const SELECT_ADDRESSED: u8 = 0x00;
@@ -59,7 +60,7 @@ pub enum Parameter {
     },
 }
 
-const STANDARD_INQUIRY_BYTES: u32 = 96;
+const STANDARD_INQUIRY_BYTES: u8 = 96;
 const STANDARD_INQUIRY_ABSENT_BYTES: u8 = 36;
 /// The header and every number there is.
 const REPORT_LUNS_BYTES_MAX: u32 = 8 + 8 * (LunNumber::MAX as u32 + 1);
@@ -72,7 +73,7 @@ impl Parameter {
     #[must_use]
     pub fn length_max(&self) -> u32 {
         let length = match self {
-            Self::StandardInquiry { .. } => STANDARD_INQUIRY_BYTES,
+            Self::StandardInquiry { .. } => u32::from(STANDARD_INQUIRY_BYTES),
             Self::VitalProductData { .. } => vpd::BYTES_MAX,
             Self::ReportLuns { .. } => REPORT_LUNS_BYTES_MAX,
             Self::ReadCapacity10 => READ_CAPACITY_10_BYTES,
@@ -128,9 +129,7 @@ pub fn fill(
                 // SPC-6 6.39.
                 None => Sense::LOGICAL_UNIT_NOT_SUPPORTED,
             };
-            let mut bytes = [0; Sense::BYTES_MAX];
-            let length = pending.unwrap_or(nothing).encode(descriptor_format, &mut bytes);
-            writer.put(bytes.get(..length).unwrap_or_default());
+            pending.unwrap_or(nothing).write(descriptor_format, &mut writer);
         }
         // The unit went away between the verdict and now: no data.
         (
@@ -141,49 +140,6 @@ pub fn fill(
         ) => {}
     }
     writer.written()
-}
-
-/// Writes bytes one after the other, goes on counting where there is no more room, and can go back for a
-/// length that is known only at the end.
-pub(super) struct Writer<'a> {
-    out: &'a mut [u8],
-    position: usize,
-}
-
-impl<'a> Writer<'a> {
-    pub(super) fn new(out: &'a mut [u8]) -> Self {
-        Self { out, position: 0 }
-    }
-
-    /// Appends.
-    pub(super) fn put(&mut self, bytes: &[u8]) {
-        self.patch(self.position, bytes);
-        self.position = self.position.saturating_add(bytes.len());
-    }
-
-    /// Appends zeros.
-    pub(super) fn zeros(&mut self, count: usize) {
-        for _ in 0..count {
-            self.put(&[0]);
-        }
-    }
-
-    /// Writes over what was written at `position`.
-    pub(super) fn patch(&mut self, position: usize, bytes: &[u8]) {
-        let rest = self.out.get_mut(position..).unwrap_or_default();
-        for (to, from) in rest.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-    }
-
-    /// Bytes put so far, those without room included.
-    pub(super) fn position(&self) -> usize {
-        self.position
-    }
-
-    fn written(&self) -> usize {
-        self.position.min(self.out.len())
-    }
 }
 
 /// VERSION: SPC-4, the newest that every initiator in use knows.
@@ -199,8 +155,8 @@ const COMMAND_QUEUING: u8 = 0x02;
 fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let removable = if unit.removable { 0x80 } else { 0 };
     let identity = &unit.identity;
-    let additional = STANDARD_INQUIRY_BYTES as u8 - 5;
-    writer.put(&[0, removable, VERSION, FORMAT, additional, 0, MULTI_PORT, COMMAND_QUEUING]);
+    const ADDITIONAL_LENGTH: u8 = STANDARD_INQUIRY_BYTES - 5;
+    writer.put(&[0, removable, VERSION, FORMAT, ADDITIONAL_LENGTH, 0, MULTI_PORT, COMMAND_QUEUING]);
     writer.put(&identity.vendor);
     writer.put(&identity.product);
     writer.put(&identity.revision);
@@ -216,8 +172,8 @@ pub(super) const NO_DEVICE: u8 = 0x7F;
 
 /// The 36 bytes that an initiator asks an unknown LUN for.
 fn standard_inquiry_absent(writer: &mut Writer<'_>) {
-    let additional = STANDARD_INQUIRY_ABSENT_BYTES - 5;
-    writer.put(&[NO_DEVICE, 0, VERSION, FORMAT, additional, 0, MULTI_PORT, COMMAND_QUEUING]);
+    const ADDITIONAL_LENGTH: u8 = STANDARD_INQUIRY_ABSENT_BYTES - 5;
+    writer.put(&[NO_DEVICE, 0, VERSION, FORMAT, ADDITIONAL_LENGTH, 0, MULTI_PORT, COMMAND_QUEUING]);
     writer.put(&[b' '; 8 + 16 + 4]);
 }
 

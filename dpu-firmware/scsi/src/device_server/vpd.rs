@@ -1,7 +1,8 @@
 //! Vital product data pages (SPC-6 7.7, SBC-4 6.6).
 
-use super::parameter::{NO_DEVICE, Writer};
+use super::parameter::NO_DEVICE;
 use crate::unit::LogicalUnit;
+use crate::writer::Writer;
 
 /// Supported VPD Pages (SPC-6 7.7.15).
 pub(super) const SUPPORTED_PAGES: u8 = 0x00;
