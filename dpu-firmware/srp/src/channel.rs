@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn channel_states_whole_matrix() {
-        use ChannelState::{Connecting, Disconnected, Disconnecting, Draining, Live};
+        use ChannelState::{Disconnected, Disconnecting, Draining, Live};
         // Rows: states in order. Columns: events in order of `ChannelEvent::ALL`.
         let matrix = [
             [Live, Disconnecting, Disconnecting, Draining, Disconnected, Disconnected],
