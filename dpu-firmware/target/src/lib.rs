@@ -1,1 +1,30 @@
-//! lunar-target
+//! The moving part of the card: poll groups that carry commands from the HCA through the SCSI
+//! device server to a backend and back. Generic over [`lunar_platform::Platform`], so the same code
+//! runs on a card, in the emulator and in the simulator.
+//!
+//! Decisions are not made here (`scsi`, `srp` make them) and hardware is not named here (`platform`
+//! does). Nothing on a command's way allocates, locks, logs or panics on input; broken invariants
+//! assert. Start reading at [`PollGroup::tick`] and at `task`, with docs/one-read.md beside.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod control;
+mod coordinator;
+mod fifo;
+mod login;
+mod management;
+mod nexus;
+mod poll_group;
+mod srp_port;
+mod task;
+
+pub mod configuration;
+pub mod histogram;
+pub mod message;
+pub mod mutant;
+pub mod statistics;
+pub mod trace;
+
+pub use coordinator::{Coordinator, GroupLink, Report, mailbox};
+pub use poll_group::{Activity, GroupLimits, GroupParts, PollGroup};
+pub use task::State;

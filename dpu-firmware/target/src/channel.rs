@@ -1,0 +1,84 @@
+//! A channel: one SRP connection, that is one queue pair, with its credits and send-queue room.
+
+use lunar_platform::QpHandle;
+use lunar_srp::channel::{ChannelState, Credit};
+
+use crate::fifo::{Fifo, NONE};
+
+/// Work requests of the data phases (RDMA READ and WRITE) that a channel may have posted at a time,
+/// beside one response per slot.
+pub(crate) const DATA_ROOM: u32 = 128;
+
+/// Slots a channel keeps for task management beyond its credits (DESIGN section 4).
+pub(crate) const MANAGEMENT_RESERVE: u32 = 1;
+
+/// A poll group's record of one queue pair; found by the queue pair's index.
+pub(crate) struct Channel {
+    pub qp: QpHandle,
+    pub state: ChannelState,
+    /// Index in the group's nexus table.
+    pub nexus: u32,
+    pub credit: Credit,
+    /// Slots held by this channel's tasks; at most `slots_max`.
+    pub slots: u32,
+    /// Request limit plus [`MANAGEMENT_RESERVE`]. The send queue has this many places for responses.
+    pub slots_max: u32,
+    /// Places left for data-phase work requests.
+    pub data_room: u32,
+    /// RDMA READs that may still be posted.
+    pub read_room: u32,
+    /// Largest IU the initiator may send.
+    pub it_iu_bytes_max: u32,
+    /// Tasks that wait for `data_room` (data-in).
+    pub need_send: Fifo,
+    /// Tasks that wait for `read_room` or `data_room` (data-out).
+    pub need_read: Fifo,
+    /// Messages that wait for a slot, oldest first: receive buffer indexes linked through the
+    /// group's receive links. RECV completions can overtake the SEND completion that frees a slot.
+    pub receives: Fifo,
+    /// Something was posted since the last doorbell.
+    pub doorbell: bool,
+    /// The HCA reported every work request of the closed queue pair.
+    pub drained: bool,
+}
+
+impl Channel {
+    /// A place in the table that no queue pair uses.
+    pub(crate) fn vacant() -> Self {
+        Self {
+            qp: QpHandle { index: NONE, generation: 0 },
+            state: ChannelState::Disconnected,
+            nexus: NONE,
+            credit: Credit::new(0),
+            slots: 0,
+            slots_max: 0,
+            data_room: 0,
+            read_room: 0,
+            it_iu_bytes_max: 0,
+            need_send: Fifo::default(),
+            need_read: Fifo::default(),
+            receives: Fifo::default(),
+            doorbell: false,
+            drained: false,
+        }
+    }
+
+    /// Whether a queue pair stands behind this entry.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.qp.index != NONE
+    }
+
+    /// Whether responses may still be sent.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, ChannelState::Connecting | ChannelState::Live)
+    }
+
+    /// Send-queue depth that makes every response of every slot and the data room fit.
+    pub(crate) fn send_queue_depth(request_limit: u32) -> u32 {
+        // One response per slot (commands and the task management reserve) ...
+        request_limit + MANAGEMENT_RESERVE
+            // ... and the RDMA READs and WRITEs of the data phases.
+            + DATA_ROOM
+    }
+}

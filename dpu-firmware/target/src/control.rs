@@ -1,0 +1,430 @@
+//! What the coordinator asks of a poll group: configuration, statistics, the ring's coming and
+//! going; and the timers. Nothing here is on a command's way.
+
+use std::sync::Arc;
+
+use lunar_backend::ring::{RingBackend, RingSetup};
+use lunar_dma::sgv::{Placement, SgvCache, Share};
+use lunar_platform::{Memory, Nanoseconds, Platform};
+use lunar_scsi::sense::Sense;
+use lunar_scsi::status::Status;
+use lunar_scsi::unit_attention::UnitAttention;
+
+use crate::configuration::{Configuration, Unit};
+use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
+use crate::nexus::NexusLun;
+use crate::poll_group::{PollGroup, UnitShard};
+use crate::statistics::{GroupStatistics, NexusStatistics, UnitStatistics};
+use crate::task::{Batch, State};
+use crate::trace::Point;
+
+/// A configuration that is being brought in.
+pub(crate) struct Change {
+    configuration: Arc<Configuration>,
+    /// Handles of units that are removed or get another backing: no task of theirs may be in
+    /// progress when the change is made. The others never notice.
+    drains: Vec<u32>,
+    /// Units whose access was narrowed: writes decided before must be over before the change is
+    /// reported as made.
+    fences: Vec<(u32, usize)>,
+    applied: bool,
+}
+
+impl<P: Platform> PollGroup<P> {
+    pub(crate) fn on_message(&mut self, message: ToGroup<P>) {
+        match message {
+            ToGroup::Login { connection, request, peer } => {
+                self.on_login(connection, request, peer);
+            }
+            ToGroup::Configure(configuration) => self.configure(configuration),
+            ToGroup::CloseGate { gate, unit, cause } => self.close_gate(gate, unit, cause),
+            ToGroup::OpenGate { gate, unit } => self.open_gate(gate, unit),
+            ToGroup::CompleteGate { unit, cause } => self.complete_gated(unit, cause),
+            ToGroup::AttachRing(attachment) => self.attach_ring(&attachment),
+            ToGroup::DetachRing => self.detach_ring(),
+            ToGroup::ResumeRing => self.resume_ring(),
+            ToGroup::ResetRing => self.reset_ring(),
+            ToGroup::Statistics(mut statistics) => {
+                self.fill_statistics(&mut statistics);
+                self.tell(FromGroup::Statistics(statistics));
+            }
+            ToGroup::CloseChannels { target } => self.close_target(target),
+        }
+    }
+
+    /// Timers and everything that waits for time or for rare ends.
+    pub(crate) fn slow_work(&mut self) {
+        self.flush_outbox();
+        if !self.managements.is_empty() || self.ends_seen {
+            self.finish_managements();
+        }
+        if self.gates_closed != 0 {
+            self.acknowledge_gates();
+        }
+        if !self.pending_logins.is_empty() {
+            self.retry_logins();
+        }
+        if self.changing.is_some() {
+            self.continue_change();
+        }
+        self.expire_waiters();
+        self.card_cache.purge(self.now);
+        if let Some(cache) = self.host_cache.as_mut() {
+            cache.purge(self.now);
+        }
+        self.check_ring_fault();
+    }
+
+    /// Answers BUSY to commands that waited too long for an absent agent (DESIGN section 5).
+    fn expire_waiters(&mut self) {
+        let absent = match (self.ring.is_some(), self.detached_since) {
+            (true, None) => return,
+            (_, since) => since.unwrap_or(Nanoseconds(0)),
+        };
+        if self.now.since(absent) < self.limits.agent_wait_ns {
+            return;
+        }
+        while let Some(head) = self.need_backend.head() {
+            if self.now.since(self.tasks.at(head).started) < self.limits.agent_wait_ns {
+                return;
+            }
+            self.need_backend.pop(&mut self.links);
+            let task = self.tasks.at_mut(head);
+            task.status = Status::Busy;
+            task.transfer_bytes = 0;
+            task.state = State::NeedSendRoom;
+            self.mark_state(head, State::NeedSendRoom);
+            self.advance(head);
+        }
+    }
+
+    /// Brings in a snapshot. Units that did not change are not touched.
+    fn configure(&mut self, configuration: Arc<Configuration>) {
+        let old = self.configuration.clone();
+        let mut drains = Vec::new();
+        for unit in &old.units {
+            match configuration.unit(unit.handle) {
+                Some(new) if same_backing(unit, new) => {}
+                _ => drains.push(unit.handle),
+            }
+        }
+        for handle in &drains {
+            if let Some(shard) = self.units.get_mut(*handle) {
+                shard.closed_for_change = true;
+            }
+        }
+        // One change at a time: the coordinator waits for the report of each.
+        self.changing = Some(Change { configuration, drains, fences: Vec::new(), applied: false });
+        self.continue_change();
+    }
+
+    fn continue_change(&mut self) {
+        let Some(mut change) = self.changing.take() else { return };
+        if !change.applied {
+            let quiet = change
+                .drains
+                .iter()
+                .all(|handle| self.units.get(*handle).is_none_or(|shard| shard.active == 0));
+            if !quiet {
+                self.changing = Some(change);
+                return;
+            }
+            change.fences = self.apply(&change.configuration);
+            change.applied = true;
+            for handle in std::mem::take(&mut change.drains) {
+                self.release_held(handle);
+            }
+        }
+        let fenced = change.fences.iter().any(|(unit, parity)| {
+            self.units
+                .get(*unit)
+                .is_some_and(|shard| shard.at_backend.get(*parity).is_some_and(|count| *count != 0))
+        });
+        if fenced {
+            self.changing = Some(change);
+            return;
+        }
+        self.tell(FromGroup::Configured { generation: change.configuration.generation });
+    }
+
+    fn release_held(&mut self, handle: u32) {
+        let Some(shard) = self.units.get_mut(handle) else { return };
+        shard.closed_for_change = false;
+        self.admit_held(handle);
+    }
+
+    /// Puts the snapshot in force; gives the (unit, parity) pairs whose older operations must end
+    /// before the change may be reported.
+    fn apply(&mut self, configuration: &Arc<Configuration>) -> Vec<(u32, usize)> {
+        let mut fences = Vec::new();
+        for shard in self.units.0.iter_mut().flatten() {
+            shard.in_use = false;
+        }
+        for unit in &configuration.units {
+            let place = unit.handle as usize;
+            if self.units.0.len() <= place {
+                self.units.0.resize_with(place + 1, || None);
+            }
+            let Some(entry) = self.units.0.get_mut(place) else { continue };
+            let shard = entry.get_or_insert_with(|| UnitShard::new(unit));
+            let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
+            let resized = shard.logical_unit.blocks != unit.logical_unit.blocks;
+            shard.in_use = true;
+            shard.logical_unit = unit.logical_unit.clone();
+            shard.backend = unit.backend;
+            shard.placement = unit.placement;
+            if narrowed {
+                fences.push((unit.handle, shard.narrow_access()));
+            }
+            if resized {
+                for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
+                    for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
+                        lun.attentions.establish(UnitAttention::CapacityDataChanged);
+                    }
+                }
+            }
+        }
+        for shard in self.units.0.iter_mut().filter(|shard| {
+            shard.as_ref().is_some_and(|shard| !shard.in_use && shard.held.is_empty())
+        }) {
+            *shard = None;
+        }
+        self.configuration = configuration.clone();
+        for place in 0..self.nexuses.len() {
+            if self.nexuses[place].in_use {
+                self.remap(place, configuration, &mut fences);
+            }
+        }
+        fences
+    }
+
+    /// Gives a nexus the LUN list of the new snapshot. LUNs that stay keep their task set and unit
+    /// attentions; the others are told as SPC-6 wants it.
+    fn remap(
+        &mut self,
+        place: usize,
+        configuration: &Configuration,
+        fences: &mut Vec<(u32, usize)>,
+    ) {
+        let nexus = &mut self.nexuses[place];
+        let Some(target) = configuration.target(nexus.target).filter(|target| target.enabled)
+        else {
+            self.close_nexus(place as u32, CloseReason::Administrative);
+            return;
+        };
+        let visible = crate::login::visible_luns(target, nexus);
+        let mut inventory_changed = false;
+        for lun in &mut nexus.luns {
+            let stays = visible.iter().any(|entry| entry.number == lun.number);
+            inventory_changed |= lun.mapped && !stays;
+            lun.mapped &= stays;
+        }
+        for entry in visible {
+            let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.number) else {
+                inventory_changed = true;
+                nexus.luns.push(NexusLun::new(entry));
+                continue;
+            };
+            inventory_changed |= !lun.mapped;
+            lun.mapped = true;
+            if lun.unit != entry.unit {
+                lun.unit = entry.unit;
+                lun.attentions.establish(UnitAttention::InquiryDataChanged);
+            }
+            if entry.read_only
+                && !lun.read_only
+                && let Some(shard) = self.units.get_mut(entry.unit)
+            {
+                fences.push((entry.unit, shard.narrow_access()));
+            }
+            lun.read_only = entry.read_only;
+        }
+        nexus.index_luns();
+        if inventory_changed {
+            for lun in nexus.luns.iter_mut().filter(|lun| lun.mapped) {
+                lun.attentions.establish(UnitAttention::ReportedLunsDataChanged);
+            }
+        }
+    }
+
+    fn attach_ring(&mut self, attachment: &RingAttachment) {
+        let error = self.try_attach(attachment).err();
+        let in_flight =
+            self.ring.as_ref().map(|ring| ring.in_flight().collect()).unwrap_or_default();
+        self.tell(FromGroup::RingAttached { ring: attachment.ring, in_flight, error });
+    }
+
+    fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
+        if !attachment.fresh && self.ring.is_some() {
+            // The same host memory as before: the rings go on once the host has reconciled.
+            return Ok(());
+        }
+        self.reset_ring();
+        let arena = self.memory.import(&attachment.blob).map_err(|error| error.to_string())?;
+        let Some(dma) = self.dma.take() else {
+            return Err("the DMA context is in use".into());
+        };
+        let setup = RingSetup {
+            arena: arena.id,
+            ring: attachment.ring,
+            layout: attachment.layout,
+            submission_offset: attachment.submission_offset,
+            completion_offset: attachment.completion_offset,
+        };
+        let end = attachment.data_offset.checked_add(attachment.data_bytes);
+        if end.is_none_or(|end| end > arena.length) {
+            self.dma = Some(dma);
+            return Err(format!(
+                "the data area ({} bytes at {}) does not lie in the arena of {} bytes",
+                attachment.data_bytes, attachment.data_offset, arena.length
+            ));
+        }
+        self.host_cache = Some(SgvCache::new(
+            Placement::HostDram,
+            arena.key,
+            arena.base + attachment.data_offset,
+            attachment.data_bytes,
+            lunar_dma::sgv::Config {
+                class_bytes_max: self.limits.transfer_bytes_max.next_power_of_two(),
+                ..lunar_dma::sgv::Config::default()
+            },
+        ));
+        match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
+            Ok(ring) => self.ring = Some(ring),
+            Err((dma, error)) => {
+                self.dma = Some(dma);
+                self.host_cache = None;
+                return Err(error.to_string());
+            }
+        }
+        self.arena = Some(arena);
+        Ok(())
+    }
+
+    /// The agent is gone. Operations in flight stay in flight; new ones wait.
+    fn detach_ring(&mut self) {
+        if let Some(ring) = self.ring.as_mut() {
+            ring.detach();
+        }
+        self.detached_since = Some(self.now);
+        self.trace_ring_loss();
+    }
+
+    fn resume_ring(&mut self) {
+        if let Some(ring) = self.ring.as_mut() {
+            ring.attach();
+        }
+        self.detached_since = None;
+        self.wake_backend();
+    }
+
+    /// The host's memory is gone: what is in flight is lost, tasks with buffers there as well.
+    fn reset_ring(&mut self) {
+        self.trace_ring_loss();
+        let Some(mut ring) = self.ring.take() else { return };
+        self.lose_host_buffers();
+        for token in ring.reset() {
+            self.on_outcome(token, &lunar_backend::Outcome::lost(token));
+        }
+        self.dma = Some(ring.into_dma());
+        if let Some(arena) = self.arena.take() {
+            self.memory.unimport(arena.id);
+        }
+        // Buffers that tasks still hold belong to the old arena; `over` knows by the epoch.
+        self.host_cache = None;
+        self.host_epoch = self.host_epoch.wrapping_add(1);
+        for nexus in &mut self.nexuses {
+            nexus.host_share = Share::new(self.limits.nexus_share_bytes);
+        }
+        self.detached_since = Some(self.now);
+    }
+
+    /// Host memory is going: tasks whose data lies there and that wait on the card end with ABORTED
+    /// COMMAND. Posted work requests fail by the revoked key and take their channel with them.
+    fn lose_host_buffers(&mut self) {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at_mut(index);
+            let on_host = task
+                .buffer
+                .as_ref()
+                .is_some_and(|buffer| buffer.placement() == Placement::HostDram);
+            if !on_host || task.batch != Batch::None {
+                continue;
+            }
+            let channel = &mut self.channels[task.channel as usize];
+            let waited = match task.state {
+                State::NeedBackend => self.need_backend.remove(&mut self.links, index),
+                State::NeedReadRoom => channel.need_read.remove(&mut self.links, index),
+                State::NeedSendRoom => channel.need_send.remove(&mut self.links, index),
+                _ => false,
+            };
+            if waited {
+                task.status = Status::CheckCondition;
+                task.sense = Some(Sense::COMMAND_ABORTED);
+                task.transfer_bytes = 0;
+                task.state = State::NeedSendRoom;
+                self.advance(index);
+            }
+        }
+    }
+
+    fn check_ring_fault(&mut self) {
+        let Some(fault) = self.ring.as_mut().and_then(RingBackend::take_fault) else { return };
+        let text = fault.to_string();
+        self.tell_event(Event::RingFault { group: self.index, text });
+        self.reset_ring();
+    }
+
+    fn trace_ring_loss(&mut self) {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            self.record(task.tag, Point::RingLost(task.state));
+        }
+    }
+
+    fn fill_statistics(&mut self, out: &mut GroupStatistics) {
+        out.group = self.index;
+        out.counters = self.counters;
+        out.nexuses.clear();
+        for nexus in self.nexuses.iter().filter(|nexus| nexus.in_use) {
+            out.nexuses.push(NexusStatistics {
+                handle: nexus.handle,
+                initiator: nexus.initiator,
+                target: nexus.target,
+                peer: nexus.peer,
+                channels: nexus.channels,
+                tasks: nexus.tasks,
+                held_bytes: nexus.card_share.held() + nexus.host_share.held(),
+                counters: nexus.counters,
+                latency: nexus.latency.clone(),
+            });
+        }
+        out.units.clear();
+        let shards = (0_u32..).zip(&self.units.0);
+        for (handle, shard) in shards.filter_map(|(handle, shard)| Some((handle, shard.as_ref()?)))
+        {
+            out.units.push(UnitStatistics {
+                handle,
+                counters: shard.counters,
+                latency: shard.latency.clone(),
+            });
+        }
+        out.card_sgv = Some(self.card_cache.statistics());
+        out.host_sgv = self.host_cache.as_ref().map(SgvCache::statistics);
+        out.ring_outstanding =
+            self.ring.as_ref().map_or(0, |ring| u32::try_from(ring.outstanding()).unwrap_or(0));
+    }
+}
+
+/// Whether a unit's tasks may go on undisturbed from `old` to `new`.
+fn same_backing(old: &Unit, new: &Unit) -> bool {
+    old.backend == new.backend
+        && old.name == new.name
+        && old.logical_unit.block_bytes == new.logical_unit.block_bytes
+        // Shrinking is a change of backing for whoever is beyond the new end.
+        && old.logical_unit.blocks <= new.logical_unit.blocks
+}

@@ -1,0 +1,343 @@
+//! The coordinator: what concerns more than one poll group. It takes connection requests and
+//! chooses their group, hands out configurations, and runs the gates. It lives on the control core,
+//! talks to the groups only by messages, and is on no command's way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lunar_platform::{ConnectRequest, Listener, Platform};
+use lunar_srp::login::{self, LoginReject, LoginRequest};
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::configuration::Configuration;
+use crate::login::policy;
+use crate::message::{Event, FromGroup, GateCause, RingAttachment, ToGroup};
+use crate::statistics::GroupStatistics;
+
+/// Messages a queue between the coordinator and a group holds; more wait at the sender.
+const MAILBOX: usize = 256;
+
+/// Both queues between the coordinator and one group: its ends, then the group's.
+#[must_use]
+pub fn mailbox<P: Platform>() -> (GroupLink<P>, Consumer<ToGroup<P>>, Producer<FromGroup>) {
+    let (to_group, inbox) = RingBuffer::new(MAILBOX);
+    let (outbox, from_group) = RingBuffer::new(MAILBOX);
+    (GroupLink { to_group, from_group, backlog: VecDeque::new() }, inbox, outbox)
+}
+
+/// The coordinator's ends of one group's queues.
+pub struct GroupLink<P: Platform> {
+    to_group: Producer<ToGroup<P>>,
+    from_group: Consumer<FromGroup>,
+    backlog: VecDeque<ToGroup<P>>,
+}
+
+impl<P: Platform> GroupLink<P> {
+    fn send(&mut self, message: ToGroup<P>) {
+        self.backlog.push_back(message);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(message) = self.backlog.pop_front() {
+            if let Err(rtrb::PushError::Full(message)) = self.to_group.push(message) {
+                self.backlog.push_front(message);
+                return;
+            }
+        }
+    }
+}
+
+/// What the coordinator has to say to the control channel.
+pub enum Report {
+    /// Every group runs under this configuration generation.
+    Configured {
+        /// Its generation.
+        generation: u32,
+    },
+    /// Something for the log.
+    Event(Event),
+    /// Every group's statistics for a request.
+    Statistics(Vec<GroupStatistics>),
+    /// A group attached its ring.
+    RingAttached {
+        /// The ring's number.
+        ring: u16,
+        /// Operations in flight on it: (token, sequence).
+        in_flight: Vec<(u64, u32)>,
+        /// Why it failed, in words.
+        error: Option<String>,
+    },
+}
+
+/// A gate on its way through the groups.
+struct Gate {
+    name: u32,
+    unit: u32,
+    cause: GateCause,
+    origin: usize,
+    /// Groups that did not acknowledge yet; `None` while an earlier gate of the unit is closed.
+    waiting: Option<usize>,
+}
+
+/// A configuration on its way through the groups.
+struct Rollout {
+    configuration: Arc<Configuration>,
+    waiting: usize,
+}
+
+/// See the module's text.
+pub struct Coordinator<P: Platform> {
+    listener: P::Listener,
+    groups: Vec<GroupLink<P>>,
+    configuration: Arc<Configuration>,
+    rollout: Option<Rollout>,
+    /// The newest snapshot that waits for the running rollout; older ones that waited are skipped.
+    next: Option<Arc<Configuration>>,
+    gates: VecDeque<Gate>,
+    next_gate: u32,
+    statistics: Vec<GroupStatistics>,
+    reports: VecDeque<Report>,
+}
+
+impl<P: Platform> Coordinator<P> {
+    /// A coordinator of `groups`, in order of their indexes.
+    #[must_use]
+    pub fn new(listener: P::Listener, groups: Vec<GroupLink<P>>) -> Self {
+        Self {
+            listener,
+            groups,
+            configuration: Arc::new(Configuration::default()),
+            rollout: None,
+            next: None,
+            gates: VecDeque::new(),
+            next_gate: 1,
+            statistics: Vec::new(),
+            reports: VecDeque::new(),
+        }
+    }
+
+    /// One turn; `true` when something happened. Never blocks.
+    pub fn poll(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(request) = self.listener.poll() {
+            busy = true;
+            self.on_connect(request);
+        }
+        for group in 0..self.groups.len() {
+            self.groups[group].flush();
+            while let Ok(message) = self.groups[group].from_group.pop() {
+                busy = true;
+                self.on_message(group, message);
+            }
+        }
+        busy
+    }
+
+    /// The next thing to tell the control channel.
+    pub fn report(&mut self) -> Option<Report> {
+        self.reports.pop_front()
+    }
+
+    /// The listener, for its event descriptor.
+    pub fn listener(&self) -> &P::Listener {
+        &self.listener
+    }
+
+    /// Brings a snapshot in. Snapshots follow each other; only the newest of those that wait is used.
+    pub fn configure(&mut self, configuration: Configuration) {
+        self.next = Some(Arc::new(configuration));
+        self.start_rollout();
+    }
+
+    /// The snapshot that logins are checked against.
+    #[must_use]
+    pub fn configuration(&self) -> &Arc<Configuration> {
+        &self.configuration
+    }
+
+    /// Tells every group that the agent is gone.
+    pub fn detach_rings(&mut self) {
+        for group in &mut self.groups {
+            group.send(ToGroup::DetachRing);
+        }
+    }
+
+    /// Hands group `group` its ring. `false` when there is no such group.
+    pub fn attach_ring(&mut self, group: usize, attachment: RingAttachment) -> bool {
+        let Some(link) = self.groups.get_mut(group) else { return false };
+        link.send(ToGroup::AttachRing(Box::new(attachment)));
+        true
+    }
+
+    /// The host has reconciled the ring of `group`: it may run.
+    pub fn resume_ring(&mut self, group: usize) {
+        if let Some(link) = self.groups.get_mut(group) {
+            link.send(ToGroup::ResumeRing);
+        }
+    }
+
+    /// The host's memory is gone or revoked.
+    pub fn reset_rings(&mut self) {
+        for group in &mut self.groups {
+            group.send(ToGroup::ResetRing);
+        }
+    }
+
+    /// Closes the channels of a target, or all.
+    pub fn close_channels(&mut self, target: Option<u32>) {
+        for group in &mut self.groups {
+            group.send(ToGroup::CloseChannels { target });
+        }
+    }
+
+    /// Asks every group for its statistics; they come as one [`Report::Statistics`].
+    pub fn request_statistics(&mut self, request: u64) {
+        for group in &mut self.groups {
+            let statistics = Box::new(GroupStatistics { request, ..GroupStatistics::default() });
+            group.send(ToGroup::Statistics(statistics));
+        }
+    }
+
+    fn on_connect(&mut self, request: ConnectRequest<P::Connection>) {
+        let ConnectRequest { connection, private_data, peer } = request;
+        let bytes = private_data.as_bytes();
+        let login = match login::parse(bytes) {
+            Ok(login) => login,
+            Err(reason) => {
+                let text = login::explain_malformed(bytes).to_string();
+                self.refuse(connection, 0, reason);
+                self.reports.push_back(Report::Event(Event::Rejected {
+                    peer,
+                    initiator: None,
+                    reason,
+                    text,
+                }));
+                return;
+            }
+        };
+        let target = self
+            .configuration
+            .target_of_port(&login.target_port)
+            .or_else(|| self.configuration.targets.first());
+        let policy = policy(target, &login);
+        if let Err(reason) = login::decide(&login, &policy) {
+            let text = reason.explain(&login, &policy).to_string();
+            self.refuse(connection, login.tag, reason);
+            self.reports.push_back(Report::Event(Event::Rejected {
+                peer,
+                initiator: Some(login.initiator_port),
+                reason,
+                text,
+            }));
+            return;
+        }
+        let group = group_of(&login, self.groups.len());
+        if let Some(link) = self.groups.get_mut(group) {
+            link.send(ToGroup::Login { connection, request: login, peer });
+        }
+    }
+
+    fn refuse(&mut self, connection: P::Connection, tag: u64, reason: LoginReject) {
+        let mut private_data = [0; 64];
+        let length = login::encode_reject(reason, tag, &mut private_data).unwrap_or(0);
+        self.listener.reject(connection, private_data.get(..length).unwrap_or(&[]));
+    }
+
+    fn on_message(&mut self, group: usize, message: FromGroup) {
+        match message {
+            FromGroup::Configured { generation } => self.on_configured(generation),
+            FromGroup::RequestGate { unit, cause } => {
+                let name = self.next_gate;
+                self.next_gate = self.next_gate.wrapping_add(1);
+                self.gates.push_back(Gate { name, unit, cause, origin: group, waiting: None });
+                self.start_gates();
+            }
+            FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
+            FromGroup::Event(event) => self.reports.push_back(Report::Event(event)),
+            FromGroup::Statistics(statistics) => {
+                self.statistics.push(*statistics);
+                if self.statistics.len() >= self.groups.len() {
+                    let all = std::mem::take(&mut self.statistics);
+                    self.reports.push_back(Report::Statistics(all));
+                }
+            }
+            FromGroup::RingAttached { ring, in_flight, error } => {
+                self.reports.push_back(Report::RingAttached { ring, in_flight, error });
+            }
+        }
+    }
+
+    fn start_rollout(&mut self) {
+        if self.rollout.is_some() {
+            return;
+        }
+        let Some(configuration) = self.next.take() else { return };
+        self.configuration = configuration.clone();
+        self.rollout =
+            Some(Rollout { configuration: configuration.clone(), waiting: self.groups.len() });
+        for group in &mut self.groups {
+            group.send(ToGroup::Configure(configuration.clone()));
+        }
+    }
+
+    fn on_configured(&mut self, generation: u32) {
+        let Some(rollout) = self.rollout.as_mut() else { return };
+        if rollout.configuration.generation != generation {
+            return;
+        }
+        rollout.waiting = rollout.waiting.saturating_sub(1);
+        if rollout.waiting == 0 {
+            self.rollout = None;
+            self.reports.push_back(Report::Configured { generation });
+            self.start_rollout();
+        }
+    }
+
+    /// Closes the gates whose unit no earlier gate holds.
+    fn start_gates(&mut self) {
+        for place in 0..self.gates.len() {
+            let unit = self.gates[place].unit;
+            let earlier = self.gates.iter().take(place).any(|gate| gate.unit == unit);
+            let gate = &mut self.gates[place];
+            if earlier || gate.waiting.is_some() {
+                continue;
+            }
+            gate.waiting = Some(self.groups.len());
+            let (name, cause) = (gate.name, gate.cause);
+            for group in &mut self.groups {
+                group.send(ToGroup::CloseGate { gate: name, unit, cause });
+            }
+        }
+    }
+
+    fn on_gate_closed(&mut self, name: u32) {
+        let Some(place) = self.gates.iter().position(|gate| gate.name == name) else { return };
+        let gate = &mut self.gates[place];
+        let left = gate.waiting.map_or(0, |waiting| waiting.saturating_sub(1));
+        gate.waiting = Some(left);
+        if left != 0 {
+            return;
+        }
+        let Some(gate) = self.gates.remove(place) else { return };
+        // Every group is quiet and its unit attentions are established: the function may answer.
+        if let Some(origin) = self.groups.get_mut(gate.origin) {
+            origin.send(ToGroup::CompleteGate { unit: gate.unit, cause: gate.cause });
+        }
+        for group in &mut self.groups {
+            group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
+        }
+        self.start_gates();
+    }
+}
+
+/// The group of a nexus: all its channels live on one, so the choice depends on the port
+/// identifiers alone (FNV-1a; no randomised hashing, so that a run can be repeated).
+fn group_of(request: &LoginRequest, groups: usize) -> usize {
+    let bytes = request.initiator_port.0.iter().chain(&request.target_port.0);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits of FNV are its weakest.
+    usize::try_from((hash >> 32) % groups.max(1) as u64).unwrap_or(0)
+}

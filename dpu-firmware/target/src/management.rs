@@ -1,0 +1,278 @@
+//! Task management functions, and this group's shard of the gates.
+//!
+//! A function marks the tasks it aborts and answers only when every one of them is over: its work
+//! requests on all channels of the nexus and its backend token are back. The slots stay held until
+//! then; never GOOD early. What concerns the whole logical unit goes through a gate: the group asks
+//! the coordinator, every group closes its shard, and the function answers when the gate opens.
+
+use lunar_platform::{Nanoseconds, Platform};
+use lunar_scsi::task_set::TaskManagementFunction;
+use lunar_scsi::unit_attention::UnitAttention;
+use lunar_srp::iu::response_code;
+
+use crate::fifo::NONE;
+use crate::message::{CloseReason, FromGroup, GateCause};
+use crate::mutant::{self, Mutant};
+use crate::poll_group::{GateShard, PollGroup};
+use crate::task::{Batch, Management, State};
+use crate::trace::Point;
+
+impl<P: Platform> PollGroup<P> {
+    /// A TSK_MGMT got its slot: carry out what it asks for.
+    pub(crate) fn start_management(
+        &mut self,
+        index: u32,
+        function: Option<TaskManagementFunction>,
+        task_tag: u64,
+    ) {
+        let wait = self.limits.drain_wait_ns;
+        let now = self.now;
+        let task = self.tasks.at_mut(index);
+        task.state = State::Managing;
+        let mut management = Management {
+            function: function.unwrap_or(TaskManagementFunction::ClearAca),
+            response_code: response_code::NO_FAILURE,
+            gated: false,
+            deadline: now.plus(wait),
+            failed_at: now.plus(2 * wait),
+        };
+        let (nexus, lun, unit) = (task.nexus, task.lun, task.unit);
+        if function.is_none() || function == Some(TaskManagementFunction::ClearAca) {
+            // No ACA: NACA = 1 is refused in every CDB.
+            management.response_code = response_code::FUNCTION_NOT_SUPPORTED;
+        } else if lun == NONE {
+            management.response_code = response_code::FUNCTION_FAILED;
+        } else {
+            let shared = self.units.get(unit).is_some_and(|unit| unit.logical_unit.tst == 0);
+            let handle = self.nexuses[nexus as usize].handle;
+            let cause = match management.function {
+                TaskManagementFunction::LogicalUnitReset => Some(GateCause::LogicalUnitReset),
+                TaskManagementFunction::ClearTaskSet if shared => {
+                    Some(GateCause::ClearTaskSet { origin: handle })
+                }
+                _ => None,
+            };
+            if let Some(cause) = cause {
+                management.gated = true;
+                self.tell(FromGroup::RequestGate { unit, cause });
+            }
+        }
+        let function = management.function;
+        let marks = management.response_code == response_code::NO_FAILURE && !management.gated;
+        self.tasks.at_mut(index).management = Some(management);
+        self.managements.push(index);
+        if marks {
+            self.abort_matching(|task| match function {
+                TaskManagementFunction::AbortTask => {
+                    task.nexus == nexus && task.lun == lun && task.tag == task_tag
+                }
+                _ => task.nexus == nexus && task.lun == lun,
+            });
+        }
+        self.finish_managements();
+    }
+
+    /// Marks and aborts the commands that `matches` picks.
+    fn abort_matching(&mut self, matches: impl Fn(&crate::task::Task) -> bool) {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at_mut(index);
+            if task.management.is_none() && matches(task) {
+                task.awaited = true;
+                self.abort(index);
+            }
+        }
+    }
+
+    /// Answers the functions that wait for nothing any more. Looks at all slots, so it runs only when
+    /// something that somebody waits for has ended, or time has passed.
+    pub(crate) fn finish_managements(&mut self) {
+        self.ends_seen = false;
+        let mut place = 0;
+        while place < self.managements.len() {
+            let index = self.managements[place];
+            let task = self.tasks.at(index);
+            let Some(management) = task.management else {
+                self.managements.swap_remove(place);
+                continue;
+            };
+            let (nexus, lun) = (task.nexus, task.lun);
+            let waits = (management.gated || self.awaits(nexus, lun))
+                && !mutant::is(Mutant::GoodBeforeDrain);
+            if waits && self.now < management.failed_at {
+                if !management.gated && self.now >= management.deadline {
+                    self.tear_down(|task| task.nexus == nexus && task.lun == lun && task.awaited);
+                }
+                place += 1;
+                continue;
+            }
+            self.managements.swap_remove(place);
+            let task = self.tasks.at_mut(index);
+            if waits && let Some(management) = task.management.as_mut() {
+                management.response_code = response_code::FUNCTION_FAILED;
+            }
+            task.state = State::NeedSendRoom;
+            self.mark_state(index, State::NeedSendRoom);
+            self.advance(index);
+        }
+    }
+
+    /// Whether an aborted task of this nexus and LUN is still in progress.
+    fn awaits(&self, nexus: u32, lun: u32) -> bool {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            if task.awaited && task.nexus == nexus && task.lun == lun {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Closes the channels whose posted work requests hold up marked tasks: the queue pair's flush
+    /// gives them back.
+    fn tear_down(&mut self, holds: impl Fn(&crate::task::Task) -> bool) {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            if holds(task) && task.batch != Batch::None {
+                let channel = task.channel;
+                self.close_channel(channel, CloseReason::Stuck);
+            }
+        }
+    }
+
+    /// The channel of a task management function is gone: nobody waits for its answer.
+    pub(crate) fn drop_management(&mut self, index: u32) {
+        let task = self.tasks.at_mut(index);
+        match task.state {
+            State::Sending | State::Aborting => {}
+            state => {
+                if state == State::NeedSendRoom {
+                    self.channels[task.channel as usize].need_send.remove(&mut self.links, index);
+                }
+                self.managements.retain(|entry| *entry != index);
+                let task = self.tasks.at_mut(index);
+                task.silent = true;
+                task.state = State::Aborting;
+                if task.is_quiet() {
+                    self.over(index);
+                }
+            }
+        }
+    }
+
+    /// Closes this group's shard of a gate: new tasks of the unit are held, the cause is carried out.
+    pub(crate) fn close_gate(&mut self, gate: u32, unit: u32, cause: GateCause) {
+        let deadline = self.now.plus(self.limits.drain_wait_ns);
+        let Some(shard) = self.units.get_mut(unit).filter(|shard| shard.in_use) else {
+            // The unit is gone here: nothing to drain.
+            return self.tell(FromGroup::GateClosed { gate });
+        };
+        shard.gate = Some(GateShard { gate, cause, acknowledged: false, deadline });
+        self.gates_closed += 1;
+        self.trace_unit(unit);
+        self.abort_matching(|task| task.unit == unit);
+        if !mutant::is(Mutant::UnitAttentionAfterGood) {
+            self.establish(unit, cause);
+        }
+        self.acknowledge_gates();
+    }
+
+    /// Unit attentions travel in the gate and are there before their cause's GOOD.
+    fn establish(&mut self, unit: u32, cause: GateCause) {
+        for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
+            let attention = match cause {
+                GateCause::LogicalUnitReset => UnitAttention::BusDeviceReset,
+                GateCause::ClearTaskSet { origin } if origin == nexus.handle => continue,
+                GateCause::ClearTaskSet { .. } => UnitAttention::CommandsClearedByAnotherInitiator,
+            };
+            for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit) {
+                lun.attentions.establish(attention);
+            }
+        }
+    }
+
+    /// Acknowledges the closed gates whose unit is quiet in this group.
+    pub(crate) fn acknowledge_gates(&mut self) {
+        for unit in 0..u32::try_from(self.units.0.len()).unwrap_or(0) {
+            let Some(shard) = self.units.get_mut(unit) else { continue };
+            let Some(gate) = shard.gate.as_mut().filter(|gate| !gate.acknowledged) else {
+                continue;
+            };
+            if shard.active == 0 || mutant::is(Mutant::GoodBeforeDrain) {
+                gate.acknowledged = true;
+                let gate = gate.gate;
+                self.tell(FromGroup::GateClosed { gate });
+            } else if self.now >= gate.deadline {
+                gate.deadline = Nanoseconds(u64::MAX);
+                self.tear_down(|task| task.unit == unit && task.awaited);
+            }
+        }
+    }
+
+    /// Opens a gate: held tasks go on, and the function of this group that asked for it answers.
+    pub(crate) fn open_gate(&mut self, gate: u32, unit: u32) {
+        if let Some(shard) = self.units.get_mut(unit)
+            && let Some(closed) = shard.gate.filter(|closed| closed.gate == gate)
+        {
+            shard.gate = None;
+            self.gates_closed -= 1;
+            if mutant::is(Mutant::UnitAttentionAfterGood) {
+                self.establish(unit, closed.cause);
+            }
+            self.admit_held(unit);
+        }
+    }
+
+    /// Lets the tasks go on that a gate or a change of `unit` held, unless another one still does.
+    pub(crate) fn admit_held(&mut self, unit: u32) {
+        let Some(shard) = self.units.get_mut(unit).filter(|shard| !shard.is_closed()) else {
+            return;
+        };
+        let mut held = std::mem::take(&mut shard.held);
+        while let Some(index) = held.pop(&mut self.links) {
+            self.admit(index);
+        }
+    }
+
+    /// The gate that a function of this group asked for is open again: every group did its part.
+    pub(crate) fn complete_gated(&mut self, unit: u32, cause: GateCause) {
+        let managed = self.managements.iter().copied().find(|index| {
+            let task = self.tasks.at(*index);
+            task.unit == unit
+                && task.management.is_some_and(|management| {
+                    management.gated
+                        && match cause {
+                            GateCause::LogicalUnitReset => {
+                                management.function == TaskManagementFunction::LogicalUnitReset
+                            }
+                            GateCause::ClearTaskSet { origin } => {
+                                management.function == TaskManagementFunction::ClearTaskSet
+                                    && self.nexuses[task.nexus as usize].handle == origin
+                            }
+                        }
+                })
+        });
+        if let Some(index) = managed
+            && let Some(management) = self.tasks.at_mut(index).management.as_mut()
+        {
+            management.gated = false;
+            self.finish_managements();
+        }
+    }
+
+    fn trace_unit(&mut self, unit: u32) {
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            if task.unit == unit {
+                self.record(task.tag, Point::Gated(task.state));
+            }
+        }
+    }
+}

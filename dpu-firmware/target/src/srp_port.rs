@@ -1,0 +1,578 @@
+//! The SRP side of a task: receives, data phases by RDMA, and responses.
+//!
+//! Room on a channel's send queue is a sum (see `Channel::send_queue_depth`): the response of every
+//! slot has its place from the moment the slot is claimed, so an accepted command can always be
+//! answered; only data phases wait.
+
+use lunar_platform::{
+    CompletionStatus, Platform, Region, RemoteAddress, SendOperation, SendRequest, Sge,
+    WorkCompletion,
+};
+use lunar_scsi::lun;
+use lunar_scsi::sense::Sense;
+use lunar_scsi::status::Status;
+use lunar_scsi::task_set::TaskAttribute;
+use lunar_srp::channel::ChannelEvent;
+use lunar_srp::descriptor::DataBuffer;
+use lunar_srp::iu::{self, IuError, Request, Residual, Response};
+
+use crate::channel::MANAGEMENT_RESERVE;
+use crate::fifo::NONE;
+use crate::message::CloseReason;
+use crate::poll_group::{
+    CHAIN_MAX, Kind, Message, PollGroup, RESPONSE_STRIDE, data_request, wr_id,
+};
+use crate::statistics::{OperationKind, size_class};
+use crate::task::{Batch, Cursor, Membership, State, Step, Task};
+use crate::trace::Point;
+
+/// Where the CDB starts in an SRP_CMD (SRP 6.8); additional CDB bytes follow its 16.
+const CDB_OFFSET: u16 = 32;
+
+/// What to do with a message that was looked at.
+enum Taken {
+    /// It became a task, which keeps the receive buffer.
+    Kept,
+    /// It is dealt with: the receive buffer can be reposted.
+    Finished,
+    /// There is no slot for it now.
+    Waits,
+}
+
+impl<P: Platform> PollGroup<P> {
+    /// A receive completed: the next message of its channel.
+    pub(crate) fn on_receive(&mut self, completion: &WorkCompletion) {
+        let index = (completion.id.0 & 0x0fff_ffff) as u32;
+        let channel = completion.qp.index;
+        let open = self
+            .channels
+            .get(channel as usize)
+            .is_some_and(|entry| entry.qp == completion.qp && entry.is_open());
+        if completion.status != CompletionStatus::Success {
+            if open {
+                self.close_channel(channel, CloseReason::WorkRequestFailed);
+            }
+            return self.repost(index);
+        }
+        if !open || index as usize >= self.receive_region.messages.len() {
+            return self.repost(index);
+        }
+        self.record(0, Point::Received);
+        self.receive_region.messages[index as usize] =
+            Message { bytes: completion.length, since: self.now };
+        let entry = &mut self.channels[channel as usize];
+        // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
+        entry.state = entry.state.on(ChannelEvent::Established);
+        if entry.receives.is_empty() {
+            match self.take_message(channel, index) {
+                Taken::Kept => return,
+                Taken::Finished => return self.repost(index),
+                Taken::Waits => {}
+            }
+        }
+        self.counters.receives_waited += 1;
+        self.channels[channel as usize].receives.push(&mut self.receive_region.links, index);
+    }
+
+    /// A slot of `channel` is free again: the messages that waited for it go on, oldest first.
+    pub(crate) fn wake_receives(&mut self, channel: u32) {
+        while let Some(index) = self.channels[channel as usize].receives.head() {
+            let open = self.channels[channel as usize].is_open();
+            let taken = if open { self.take_message(channel, index) } else { Taken::Finished };
+            match taken {
+                Taken::Waits => return,
+                Taken::Kept | Taken::Finished => {
+                    self.channels[channel as usize]
+                        .receives
+                        .remove(&mut self.receive_region.links, index);
+                    if matches!(taken, Taken::Finished) {
+                        self.repost(index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Parses the message in receive buffer `index` and starts what it asks for.
+    fn take_message(&mut self, channel: u32, index: u32) -> Taken {
+        let Message { bytes, since } = self.receive_region.messages[index as usize];
+        let entry = &mut self.channels[channel as usize];
+        let request = if bytes > entry.it_iu_bytes_max {
+            Err(None)
+        } else {
+            iu::parse(self.receive_region.iu(index, bytes)).map_err(Some)
+        };
+        // One slot is kept for task management, whatever the commands do.
+        let room = match &request {
+            Ok(Request::TaskManagement(_)) => entry.slots_max,
+            Ok(Request::Command(_)) | Err(Some(IuError::Command { .. })) => {
+                entry.slots_max - MANAGEMENT_RESERVE
+            }
+            _ => u32::MAX,
+        };
+        if entry.slots >= room {
+            return Taken::Waits;
+        }
+        let (tag, lun, attribute, solicited) = match &request {
+            Ok(Request::Command(command)) => {
+                (command.tag, command.lun, command.attribute, command.solicited)
+            }
+            Ok(Request::TaskManagement(management)) => {
+                (management.tag, management.lun, TaskAttribute::Simple, management.solicited)
+            }
+            Err(Some(IuError::Command { tag, lun, solicited, .. })) => {
+                (*tag, *lun, TaskAttribute::Simple, *solicited)
+            }
+            Ok(Request::Logout { .. }) => {
+                self.close_channel(channel, CloseReason::Logout);
+                return Taken::Finished;
+            }
+            Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => {
+                return Taken::Finished;
+            }
+            Err(_) => {
+                self.counters.malformed_ius += 1;
+                self.close_channel(channel, CloseReason::MalformedIu);
+                return Taken::Finished;
+            }
+        };
+        if entry.credit.take().is_err() {
+            self.counters.credit_overruns += 1;
+            self.close_channel(channel, CloseReason::CreditOverrun);
+            return Taken::Finished;
+        }
+        let Some(id) = self.tasks.claim() else {
+            // The promises to all channels add up to at most the number of slots.
+            debug_assert!(false, "slots were promised twice");
+            self.close_channel(channel, CloseReason::WorkRequestFailed);
+            return Taken::Finished;
+        };
+        entry.slots += 1;
+        let nexus_index = entry.nexus;
+        let nexus = &mut self.nexuses[nexus_index as usize];
+        nexus.tasks += 1;
+        let place = lun::decode(lun).and_then(|number| nexus.find(number));
+        let unit =
+            place.and_then(|place| nexus.luns.get(place as usize)).map_or(NONE, |lun| lun.unit);
+        let task = self.tasks.at_mut(id.index);
+        *task = Task {
+            channel,
+            nexus: nexus_index,
+            lun: place.unwrap_or(NONE),
+            unit,
+            tag,
+            attribute,
+            notification: solicited,
+            receive: index,
+            started: since,
+            ..Task::vacant()
+        };
+        match request {
+            Ok(Request::Command(command)) => {
+                task.cdb_bytes = u16::try_from(command.cdb.len()).unwrap_or(0);
+                task.cdb_offset = CDB_OFFSET;
+                task.iu_bytes = bytes;
+                task.data_in = command.data_in;
+                task.data_out = command.data_out;
+                self.trace_task(id.index, Point::Claimed);
+                self.admit(id.index);
+            }
+            Ok(Request::TaskManagement(management)) => {
+                self.start_management(id.index, management.function, management.task_tag);
+            }
+            // A command whose descriptors contradict themselves: it has a tag and can be answered.
+            _ => {
+                task.unit = NONE;
+                task.status = Status::CheckCondition;
+                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
+                task.state = State::NeedSendRoom;
+                self.advance(id.index);
+            }
+        }
+        Taken::Kept
+    }
+
+    /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
+    pub(crate) fn admit(&mut self, index: u32) {
+        let task = self.tasks.at_mut(index);
+        if let Some(unit) = self.units.get_mut(task.unit) {
+            if unit.is_closed() {
+                unit.held.push(&mut self.links, index);
+                self.mark_state(index, State::Blocked);
+                return;
+            }
+            unit.active += 1;
+        }
+        let lun = self
+            .nexuses
+            .get_mut(task.nexus as usize)
+            .and_then(|nexus| nexus.luns.get_mut(task.lun as usize));
+        if let Some(lun) = lun {
+            if !lun.set.admit(task.attribute) {
+                task.membership = Membership::Dormant;
+                lun.dormant.push(&mut self.links, index);
+                self.mark_state(index, State::Blocked);
+                return;
+            }
+            task.membership = Membership::Enabled;
+        }
+        self.advance(index);
+    }
+
+    /// In `NeedReadRoom`: posts as many RDMA READs as there is room for.
+    pub(crate) fn fetch_data_out(&mut self, index: u32) -> Step {
+        let id = self.tasks.id_at(index);
+        let task = self.tasks.at_mut(index);
+        let channel = &mut self.channels[task.channel as usize];
+        if !channel.is_open() {
+            return self.lose(index);
+        }
+        let room = channel.read_room.min(channel.data_room).min(CHAIN_MAX as u32);
+        if room == 0 {
+            self.counters.send_waited += 1;
+            channel.need_read.push(&mut self.links, index);
+            return Step::Wait;
+        }
+        let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
+        let iu = self.receive_region.iu(task.receive, task.iu_bytes);
+        let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
+        self.chain.clear();
+        task.cursor = chain_data(
+            &mut self.chain,
+            &task.data_out,
+            iu,
+            task.cursor,
+            task.transfer_bytes,
+            room,
+            local,
+            SendOperation::RdmaRead,
+        );
+        let count = self.chain.len() as u32;
+        for request in &mut self.chain {
+            request.id = wr_id(Kind::Body, id.index, id.generation);
+        }
+        if let Some(last) = self.chain.last_mut() {
+            last.signaled = true;
+            last.id = wr_id(Kind::Tail, id.index, id.generation);
+        }
+        if count == 0 {
+            // The descriptors hold less than they promised: `total_bytes` was clipped to their sum,
+            // so only a peer that rewrites a posted message could get here.
+            task.status = Status::CheckCondition;
+            task.sense = Some(Sense::INTERNAL_TARGET_FAILURE);
+            return Step::Enter(State::NeedSendRoom);
+        }
+        task.batch = Batch::Reads(count);
+        channel.read_room -= count;
+        channel.data_room -= count;
+        let channel = task.channel;
+        self.trace_task(index, Point::ReadsPosted { work_requests: count });
+        if !self.post_chain(channel) {
+            return self.refused(index, channel, count, count);
+        }
+        Step::Enter(State::Fetching)
+    }
+
+    /// In `NeedSendRoom`: RDMA WRITEs chained to the response, the receive reposted first.
+    pub(crate) fn push_response(&mut self, index: u32) -> Step {
+        let id = self.tasks.id_at(index);
+        let task = self.tasks.at_mut(index);
+        let channel_index = task.channel;
+        let channel = &mut self.channels[channel_index as usize];
+        if !channel.is_open() {
+            return self.lose(index);
+        }
+        self.chain.clear();
+        let mut writes = 0;
+        let pushes = task.transfer_bytes != 0 && task.status == Status::Good && task.is_data_in();
+        if pushes && task.cursor.bytes < task.transfer_bytes {
+            let room = channel.data_room.min(CHAIN_MAX as u32);
+            if room == 0 {
+                self.counters.send_waited += 1;
+                channel.need_send.push(&mut self.links, index);
+                return Step::Wait;
+            }
+            let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
+            let iu = self.receive_region.iu(task.receive, task.iu_bytes);
+            let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
+            task.cursor = chain_data(
+                &mut self.chain,
+                &task.data_in,
+                iu,
+                task.cursor,
+                task.transfer_bytes,
+                room,
+                local,
+                SendOperation::RdmaWrite,
+            );
+            writes = self.chain.len() as u32;
+            for request in &mut self.chain {
+                request.id = wr_id(Kind::Body, id.index, id.generation);
+            }
+            channel.data_room -= writes;
+            if task.cursor.bytes < task.transfer_bytes && writes != 0 {
+                // More than one batch: this one reports its end, and the next follows then.
+                if let Some(last) = self.chain.last_mut() {
+                    last.signaled = true;
+                    last.id = wr_id(Kind::Tail, id.index, id.generation);
+                }
+                task.batch = Batch::Writes(writes);
+                if !self.post_chain(channel_index) {
+                    return self.refused(index, channel_index, writes, 0);
+                }
+                return Step::Enter(State::NeedSendRoom);
+            }
+        }
+        let receive = std::mem::replace(&mut task.receive, NONE);
+        task.batch = Batch::Response(writes);
+        let response = self.encode_response(index);
+        self.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, id.index, id.generation),
+            operation: SendOperation::Send,
+            local: response,
+            signaled: true,
+        });
+        if receive != NONE {
+            self.repost(receive);
+            self.trace_task(index, Point::Reposted);
+        }
+        self.trace_task(index, Point::ResponsePosted { writes });
+        if !self.post_chain(channel_index) {
+            return self.refused(index, channel_index, writes, 0);
+        }
+        self.answered(index);
+        Step::Enter(State::Sending)
+    }
+
+    /// Encodes the SRP_RSP into the slot's response buffer.
+    fn encode_response(&mut self, index: u32) -> Sge {
+        let task = self.tasks.at_mut(index);
+        let delta = self.channels[task.channel as usize].credit.response_delta();
+        let mut sense = [0; iu::SENSE_BYTES_MAX];
+        let sense = match (task.status, task.sense.as_ref()) {
+            (Status::CheckCondition, Some(code)) => {
+                let length = code.encode(false, &mut sense);
+                sense.get(..length).unwrap_or(&[])
+            }
+            (_, _) if task.sense_bytes != 0 => {
+                let kept = &self.forwarded_sense[..];
+                kept.get(..usize::from(task.sense_bytes)).unwrap_or(&[])
+            }
+            _ => &[],
+        };
+        let success = task.status == Status::Good;
+        let is_data_in = task.is_data_in();
+        let residual = |is_used: bool, buffer: &DataBuffer| {
+            let offered = buffer.total_bytes();
+            // A command that failed moved nothing, but one whose buffer is too small says by how much.
+            let wanted = match task.wanted_bytes {
+                wanted if is_used && (success || wanted > offered) => wanted,
+                _ => 0,
+            };
+            Residual::between(wanted, offered)
+        };
+        let data_out_residual = residual(!is_data_in, &task.data_out);
+        let data_in_residual = residual(is_data_in, &task.data_in);
+        let response = Response {
+            tag: task.tag,
+            request_limit_delta: delta,
+            status: task.status as u8,
+            data_out_residual,
+            data_in_residual,
+            response_code: task.management.map(|management| management.response_code),
+            sense,
+            solicited: task.notification.wanted(success),
+        };
+        let offset = index as usize * RESPONSE_STRIDE;
+        let length = {
+            let out = self.response_region.bytes_mut(offset, RESPONSE_STRIDE);
+            iu::encode_response(&response, out).unwrap_or(0)
+        };
+        Sge {
+            address: self.response_region.base() + offset as u64,
+            length: u32::try_from(length).unwrap_or(0),
+            key: self.response_region.key(),
+        }
+    }
+
+    /// The response is posted: the task leaves its task set, and is counted.
+    fn answered(&mut self, index: u32) {
+        let task = self.tasks.at_mut(index);
+        let membership = std::mem::replace(&mut task.membership, Membership::Outside);
+        let kind = task.kind();
+        let (nexus, lun, unit, attribute) = (task.nexus, task.lun, task.unit, task.attribute);
+        let latency = self.now.since(task.started);
+        let bytes = if kind == OperationKind::Other { 0 } else { task.transfer_bytes };
+        let entry = &mut self.nexuses[nexus as usize];
+        if task.management.is_some() {
+            entry.counters.task_managements += 1;
+            return;
+        }
+        let count = |counters: &mut crate::statistics::Counters| {
+            counters.commands[kind as usize] += 1;
+            counters.bytes[kind as usize] += u64::from(bytes);
+            match task.status {
+                Status::CheckCondition => counters.check_conditions += 1,
+                Status::Busy | Status::TaskSetFull => counters.refused += 1,
+                _ => {}
+            }
+        };
+        count(&mut entry.counters);
+        entry.latency[kind as usize].record(latency);
+        if let Some(unit) = self.units.get_mut(unit) {
+            count(&mut unit.counters);
+            unit.latency[kind as usize][size_class(bytes)].record(latency);
+        }
+        self.leave_task_set(nexus, lun, membership, attribute);
+    }
+
+    /// The last work request of a task's batch completed, well or not.
+    pub(crate) fn on_tail(&mut self, slot: lunar_dma::slots::SlotId, completion: &WorkCompletion) {
+        let Some(id) = self.tasks.live(slot.to_token()) else {
+            self.counters.stale_completions += 1;
+            return;
+        };
+        let index = id.index;
+        let task = self.tasks.at_mut(index);
+        let batch = std::mem::take(&mut task.batch);
+        let channel_index = task.channel;
+        let channel = &mut self.channels[channel_index as usize];
+        let room = match batch {
+            Batch::None => {
+                self.counters.stale_completions += 1;
+                return;
+            }
+            Batch::Reads(reads) => {
+                channel.read_room += reads;
+                reads
+            }
+            Batch::Writes(writes) | Batch::Response(writes) => writes,
+        };
+        channel.data_room += room;
+        if completion.status != CompletionStatus::Success {
+            self.close_channel(channel_index, CloseReason::WorkRequestFailed);
+        }
+        match self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state) {
+            // Closing the channel ended it.
+            None => {}
+            Some(State::Sending) => self.over(index),
+            Some(State::Aborting) => {
+                if self.tasks.at(index).is_quiet() {
+                    self.over(index);
+                }
+            }
+            Some(State::Fetching) => {
+                let task = self.tasks.at(index);
+                let next = if task.cursor.bytes < task.transfer_bytes {
+                    State::NeedReadRoom
+                } else {
+                    State::NeedBackend
+                };
+                self.trace_task(index, Point::ReadsDone);
+                self.mark_state(index, next);
+                self.tasks.at_mut(index).state = next;
+                self.advance(index);
+            }
+            Some(State::NeedSendRoom) => self.advance(index),
+            Some(_) => self.counters.stale_completions += 1,
+        }
+        if room != 0 {
+            self.wake_room(channel_index);
+        }
+    }
+
+    /// A work request other than the last failed: the tail follows.
+    pub(crate) fn on_body(&mut self, completion: &WorkCompletion) {
+        let channel = completion.qp.index;
+        let open = self
+            .channels
+            .get(channel as usize)
+            .is_some_and(|entry| entry.qp == completion.qp && entry.is_open());
+        if open && completion.status != CompletionStatus::Success {
+            self.close_channel(channel, CloseReason::WorkRequestFailed);
+        }
+    }
+
+    /// Send-queue room of `channel` came back: data phases that waited for it go on.
+    pub(crate) fn wake_room(&mut self, channel: u32) {
+        loop {
+            let entry = &mut self.channels[channel as usize];
+            if entry.data_room == 0 {
+                return;
+            }
+            // Data-in first: its tasks hold buffers and are nearly over.
+            let next = match entry.need_send.pop(&mut self.links) {
+                Some(index) => Some(index),
+                None if entry.read_room != 0 => entry.need_read.pop(&mut self.links),
+                None => None,
+            };
+            let Some(index) = next else { return };
+            self.advance(index);
+        }
+    }
+
+    /// The queue pair refused a chain: it is closing. Nothing of the chain was queued.
+    fn refused(&mut self, index: u32, channel: u32, data: u32, reads: u32) -> Step {
+        let entry = &mut self.channels[channel as usize];
+        entry.data_room += data;
+        entry.read_room += reads;
+        self.tasks.at_mut(index).batch = Batch::None;
+        if self.channels[channel as usize].is_open() {
+            self.close_channel(channel, CloseReason::WorkRequestFailed);
+        }
+        self.lose(index)
+    }
+
+    /// The task's channel is closing: it ends without an answer.
+    fn lose(&mut self, index: u32) -> Step {
+        let task = self.tasks.at_mut(index);
+        task.silent = true;
+        task.state = State::Aborting;
+        if task.is_quiet() { Step::Over } else { Step::Enter(State::Aborting) }
+    }
+
+    /// Keeps the sense of a forwarded command until its response is encoded, which follows at once.
+    pub(crate) fn keep_forwarded_sense(&mut self, index: u32, outcome: &lunar_backend::Outcome) {
+        let Some(ring) = self.ring.as_ref() else { return };
+        let sense = ring.sense(outcome.token);
+        let length = sense.len().min(self.forwarded_sense.len());
+        if let (Some(to), Some(from)) =
+            (self.forwarded_sense.get_mut(..length), sense.get(..length))
+        {
+            to.copy_from_slice(from);
+        }
+        self.tasks.at_mut(index).sense_bytes = u16::try_from(length).unwrap_or(0);
+    }
+}
+
+/// Appends RDMA requests for what `cursor` leaves of `buffer`, at most `room` of them and at most
+/// `transfer_bytes` in all; gives the cursor after them.
+#[allow(clippy::too_many_arguments)] // One loop for both directions; a struct would only rename them.
+fn chain_data(
+    chain: &mut Vec<SendRequest>,
+    buffer: &DataBuffer,
+    iu: &[u8],
+    mut cursor: Cursor,
+    transfer_bytes: u32,
+    room: u32,
+    local: Sge,
+    operation: fn(RemoteAddress) -> SendOperation,
+) -> Cursor {
+    let mut left = room;
+    for descriptor in buffer.descriptors(iu).skip(cursor.descriptors as usize) {
+        let rest = transfer_bytes - cursor.bytes;
+        if rest == 0 || left == 0 {
+            break;
+        }
+        let length = descriptor.length.min(rest);
+        let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
+        chain.push(data_request(
+            operation(remote),
+            Sge { address: local.address + u64::from(cursor.bytes), length, key: local.key },
+        ));
+        cursor.bytes += length;
+        cursor.descriptors += 1;
+        left -= 1;
+    }
+    cursor
+}
