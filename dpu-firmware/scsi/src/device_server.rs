@@ -7,7 +7,7 @@ mod vpd;
 
 pub use parameter::{Parameter, fill};
 
-use crate::cdb::{self, Command, PageControl, Transfer};
+use crate::cdb::{self, Command, ModeSense, PageControl, Transfer};
 use crate::sense::Sense;
 use crate::status::Status;
 use crate::unit::LogicalUnit;
@@ -146,16 +146,6 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
                 done => Verdict::Done(done),
             }
         }
-        _ => begin_rare(unit, lun_read_only, command),
-    }
-}
-
-/// Everything but READ and WRITE, kept out of line.
-#[inline(never)]
-fn begin_rare(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
-    match *command {
-        // Taken by `begin`; here for completeness.
-        Command::Read(_) | Command::Write(_) => begin(unit, lun_read_only, command),
         Command::TestUnitReady => Verdict::Done(Ok(())),
         Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
         Command::ReportLuns { select, allocation } => report_luns(select, allocation),
@@ -170,18 +160,7 @@ fn begin_rare(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Ver
                 Err(sense) => Verdict::Done(Err(sense)),
             }
         }
-        Command::ModeSense(sense) => {
-            if sense.control == PageControl::Saved {
-                return Verdict::Done(Err(Sense::SAVING_PARAMETERS_NOT_SUPPORTED));
-            }
-            match mode::check(sense.page, sense.subpage) {
-                Ok(()) => Verdict::Parameter(Parameter::ModeSense {
-                    sense,
-                    write_protected: unit.read_only || lun_read_only,
-                }),
-                Err(sense) => Verdict::Done(Err(sense)),
-            }
-        }
+        Command::ModeSense(sense) => mode_sense(unit, lun_read_only, sense),
         Command::RequestSense { descriptor_format, allocation } => {
             Verdict::Parameter(Parameter::RequestSense { descriptor_format, allocation })
         }
@@ -281,6 +260,20 @@ fn report_luns(select: u8, allocation: u32) -> Verdict {
         }
         // The rest is about conglomerates, which there are none of.
         _ => Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None))),
+    }
+}
+
+fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verdict {
+    if sense.control == PageControl::Saved {
+        let saved = Sense::SAVING_PARAMETERS_NOT_SUPPORTED.with_field(2, Some(7));
+        return Verdict::Done(Err(saved));
+    }
+    match mode::check(sense.page, sense.subpage) {
+        Ok(()) => Verdict::Parameter(Parameter::ModeSense {
+            sense,
+            write_protected: unit.read_only || lun_read_only,
+        }),
+        Err(sense) => Verdict::Done(Err(sense)),
     }
 }
 
