@@ -107,13 +107,27 @@ pub fn begin_cdb(
     lun_read_only: bool,
     cdb: &[u8],
 ) -> (Option<Command>, Verdict) {
+    // Nearly every command ends here. Nothing on this path builds sense data, which is what keeps it short.
+    if let Some(command) = cdb::parse_common(cdb)
+        && let Some(operation) = block_operation(unit, lun_read_only, &command)
+    {
+        return (Some(command), Verdict::Block(operation));
+    }
+    begin_rare_cdb(unit, lun_read_only, cdb)
+}
+
+#[inline(never)]
+fn begin_rare_cdb(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    cdb: &[u8],
+) -> (Option<Command>, Verdict) {
     match cdb::parse(cdb) {
         Ok(command) => (Some(command), begin(unit, lun_read_only, &command)),
         Err(sense) => (None, refuse(unit, sense)),
     }
 }
 
-#[cold]
 fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
     if unit.forwards && sense.asc == Sense::INVALID_COMMAND_OPERATION_CODE.asc {
         Verdict::Forward
@@ -124,28 +138,16 @@ fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
 
 /// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for this I_T
 /// nexus, whatever it is itself.
-#[inline]
 pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
+    if let Some(operation) = block_operation(unit, lun_read_only, command) {
+        return Verdict::Block(operation);
+    }
     match *command {
-        Command::Read(transfer) => match check_transfer(unit, &transfer) {
-            Ok(()) if transfer.blocks != 0 => {
-                Verdict::Block(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
-            }
-            done => Verdict::Done(done),
-        },
-        Command::Write(transfer) => {
-            if unit.read_only || lun_read_only {
-                return Verdict::Done(Err(Sense::WRITE_PROTECTED));
-            }
-            match check_transfer(unit, &transfer) {
-                Ok(()) if transfer.blocks != 0 => Verdict::Block(BlockOperation::Write {
-                    lba: transfer.lba,
-                    blocks: transfer.blocks,
-                    fua: transfer.fua,
-                }),
-                done => Verdict::Done(done),
-            }
-        }
+        // Refused, or of length zero.
+        Command::Read(transfer) => Verdict::Done(check_transfer(unit, &transfer)),
+        Command::Write(transfer) => Verdict::Done(
+            check_writable(unit, lun_read_only).and_then(|()| check_transfer(unit, &transfer)),
+        ),
         Command::TestUnitReady => Verdict::Done(Ok(())),
         Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
         Command::ReportLuns { select, allocation } => report_luns(select, allocation),
@@ -216,6 +218,39 @@ fn finish_failed(outcome: BlockOutcome) -> Ending {
         BlockOutcome::Cancelled => Ending::Status(Status::TaskAborted),
         BlockOutcome::OutOfRange => Ending::Sense(Sense::LBA_OUT_OF_RANGE),
     }
+}
+
+/// What a READ or WRITE does if nothing is wrong with it and it has anything to do.
+#[inline]
+fn block_operation(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    command: &Command,
+) -> Option<BlockOperation> {
+    match *command {
+        Command::Read(transfer)
+            if transfer.blocks != 0 && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
+        }
+        Command::Write(transfer)
+            if transfer.blocks != 0
+                && check_writable(unit, lun_read_only).is_ok()
+                && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Write {
+                lba: transfer.lba,
+                blocks: transfer.blocks,
+                fua: transfer.fua,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[inline]
+fn check_writable(unit: &LogicalUnit, lun_read_only: bool) -> Result<(), Sense> {
+    if unit.read_only || lun_read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
 }
 
 /// FUA and DPO, the length and the range of a READ or WRITE.
