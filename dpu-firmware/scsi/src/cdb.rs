@@ -175,7 +175,6 @@ const FUA: u8 = 0x08;
 /// where it ends), NACA (no ACA here: NORMACA is zero in INQUIRY), RDPROTECT or WRPROTECT (no protection
 /// information: PROTECT is zero in INQUIRY), CMDDT, and a page code without EVPD. Reserved fields are not
 /// looked at, which SPC-6 4.2.2 leaves free.
-#[inline]
 pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
     let Some(&operation) = cdb.first() else {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(0, None));
@@ -185,14 +184,6 @@ pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
         opcode::WRITE_10 => read_write_10(cdb).map(Command::Write),
         opcode::READ_16 => read_write_16(cdb).map(Command::Read),
         opcode::WRITE_16 => read_write_16(cdb).map(Command::Write),
-        _ => parse_rare(operation, cdb),
-    }
-}
-
-/// Everything but the READs and WRITEs that today's initiators use, kept out of line.
-#[inline(never)]
-fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
-    match operation {
         opcode::READ_6 => read_write_6(cdb).map(Command::Read),
         opcode::WRITE_6 => read_write_6(cdb).map(Command::Write),
         opcode::READ_12 => read_write_12(cdb).map(Command::Read),
@@ -267,6 +258,19 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
             Ok(Command::ReportLuns { select, allocation: u32::from_be_bytes([a0, a1, a2, a3]) })
         }
         _ => Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)),
+    }
+}
+
+/// What [`parse`] says of the commands that nearly all are, READ and WRITE of 10 and 16 bytes, if it accepts
+/// them. Separate because as a part of [`parse`] they pay for the results of all others.
+#[inline]
+pub(crate) fn parse_common(cdb: &[u8]) -> Option<Command> {
+    match *cdb.first()? {
+        opcode::READ_10 => read_write_10(cdb).ok().map(Command::Read),
+        opcode::WRITE_10 => read_write_10(cdb).ok().map(Command::Write),
+        opcode::READ_16 => read_write_16(cdb).ok().map(Command::Read),
+        opcode::WRITE_16 => read_write_16(cdb).ok().map(Command::Write),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ mod vpd;
 
 pub use parameter::{Parameter, fill};
 
-use crate::cdb::{self, Command, PageControl, Transfer};
+use crate::cdb::{self, Command, ModeSense, PageControl, Transfer};
 use crate::sense::Sense;
 use crate::status::Status;
 use crate::unit::LogicalUnit;
@@ -107,13 +107,27 @@ pub fn begin_cdb(
     lun_read_only: bool,
     cdb: &[u8],
 ) -> (Option<Command>, Verdict) {
+    // Nearly every command ends here. Nothing on this path builds sense data, which is what keeps it short.
+    if let Some(command) = cdb::parse_common(cdb)
+        && let Some(operation) = block_operation(unit, lun_read_only, &command)
+    {
+        return (Some(command), Verdict::Block(operation));
+    }
+    begin_rare_cdb(unit, lun_read_only, cdb)
+}
+
+#[inline(never)]
+fn begin_rare_cdb(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    cdb: &[u8],
+) -> (Option<Command>, Verdict) {
     match cdb::parse(cdb) {
         Ok(command) => (Some(command), begin(unit, lun_read_only, &command)),
         Err(sense) => (None, refuse(unit, sense)),
     }
 }
 
-#[cold]
 fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
     if unit.forwards && sense.asc == Sense::INVALID_COMMAND_OPERATION_CODE.asc {
         Verdict::Forward
@@ -124,38 +138,16 @@ fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
 
 /// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for this I_T
 /// nexus, whatever it is itself.
-#[inline]
 pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
-    match *command {
-        Command::Read(transfer) => match check_transfer(unit, &transfer) {
-            Ok(()) if transfer.blocks != 0 => {
-                Verdict::Block(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
-            }
-            done => Verdict::Done(done),
-        },
-        Command::Write(transfer) => {
-            if unit.read_only || lun_read_only {
-                return Verdict::Done(Err(Sense::WRITE_PROTECTED));
-            }
-            match check_transfer(unit, &transfer) {
-                Ok(()) if transfer.blocks != 0 => Verdict::Block(BlockOperation::Write {
-                    lba: transfer.lba,
-                    blocks: transfer.blocks,
-                    fua: transfer.fua,
-                }),
-                done => Verdict::Done(done),
-            }
-        }
-        _ => begin_rare(unit, lun_read_only, command),
+    if let Some(operation) = block_operation(unit, lun_read_only, command) {
+        return Verdict::Block(operation);
     }
-}
-
-/// Everything but READ and WRITE, kept out of line.
-#[inline(never)]
-fn begin_rare(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
     match *command {
-        // Taken by `begin`; here for completeness.
-        Command::Read(_) | Command::Write(_) => begin(unit, lun_read_only, command),
+        // Refused, or of length zero.
+        Command::Read(transfer) => Verdict::Done(check_transfer(unit, &transfer)),
+        Command::Write(transfer) => Verdict::Done(
+            check_writable(unit, lun_read_only).and_then(|()| check_transfer(unit, &transfer)),
+        ),
         Command::TestUnitReady => Verdict::Done(Ok(())),
         Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
         Command::ReportLuns { select, allocation } => report_luns(select, allocation),
@@ -170,18 +162,7 @@ fn begin_rare(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Ver
                 Err(sense) => Verdict::Done(Err(sense)),
             }
         }
-        Command::ModeSense(sense) => {
-            if sense.control == PageControl::Saved {
-                return Verdict::Done(Err(Sense::SAVING_PARAMETERS_NOT_SUPPORTED));
-            }
-            match mode::check(sense.page, sense.subpage) {
-                Ok(()) => Verdict::Parameter(Parameter::ModeSense {
-                    sense,
-                    write_protected: unit.read_only || lun_read_only,
-                }),
-                Err(sense) => Verdict::Done(Err(sense)),
-            }
-        }
+        Command::ModeSense(sense) => mode_sense(unit, lun_read_only, sense),
         Command::RequestSense { descriptor_format, allocation } => {
             Verdict::Parameter(Parameter::RequestSense { descriptor_format, allocation })
         }
@@ -239,6 +220,39 @@ fn finish_failed(outcome: BlockOutcome) -> Ending {
     }
 }
 
+/// What a READ or WRITE does if nothing is wrong with it and it has anything to do.
+#[inline]
+fn block_operation(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    command: &Command,
+) -> Option<BlockOperation> {
+    match *command {
+        Command::Read(transfer)
+            if transfer.blocks != 0 && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
+        }
+        Command::Write(transfer)
+            if transfer.blocks != 0
+                && check_writable(unit, lun_read_only).is_ok()
+                && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Write {
+                lba: transfer.lba,
+                blocks: transfer.blocks,
+                fua: transfer.fua,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[inline]
+fn check_writable(unit: &LogicalUnit, lun_read_only: bool) -> Result<(), Sense> {
+    if unit.read_only || lun_read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+}
+
 /// FUA and DPO, the length and the range of a READ or WRITE.
 #[inline]
 fn check_transfer(unit: &LogicalUnit, transfer: &Transfer) -> Result<(), Sense> {
@@ -281,6 +295,20 @@ fn report_luns(select: u8, allocation: u32) -> Verdict {
         }
         // The rest is about conglomerates, which there are none of.
         _ => Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None))),
+    }
+}
+
+fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verdict {
+    if sense.control == PageControl::Saved {
+        let saved = Sense::SAVING_PARAMETERS_NOT_SUPPORTED.with_field(2, Some(7));
+        return Verdict::Done(Err(saved));
+    }
+    match mode::check(sense.page, sense.subpage) {
+        Ok(()) => Verdict::Parameter(Parameter::ModeSense {
+            sense,
+            write_protected: unit.read_only || lun_read_only,
+        }),
+        Err(sense) => Verdict::Done(Err(sense)),
     }
 }
 

@@ -194,3 +194,147 @@ impl FieldPointer {
         [0x80 | in_cdb | bit, high, low]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What an initiator makes of sense data: a decoder written from the tables of SPC-6 4.4, not from the
+    /// encoder.
+    #[derive(Debug, Default, PartialEq)]
+    struct Decoded {
+        key: u8,
+        asc: u8,
+        ascq: u8,
+        information: Option<u64>,
+        field: Option<FieldPointer>,
+    }
+
+    fn field(specific: &[u8]) -> Option<FieldPointer> {
+        (specific[0] & 0x80 != 0).then(|| FieldPointer {
+            in_cdb: specific[0] & 0x40 != 0,
+            byte: u16::from_be_bytes([specific[1], specific[2]]),
+            bit: (specific[0] & 0x08 != 0).then_some(specific[0] & 0x07),
+        })
+    }
+
+    fn decode(bytes: &[u8]) -> Decoded {
+        match bytes[0] & 0x7F {
+            0x70 => {
+                assert_eq!(bytes.len(), 8 + usize::from(bytes[7]));
+                let information = u32::from_be_bytes(bytes[3..7].try_into().unwrap());
+                Decoded {
+                    key: bytes[2],
+                    asc: bytes[12],
+                    ascq: bytes[13],
+                    information: (bytes[0] & 0x80 != 0).then_some(u64::from(information)),
+                    field: field(&bytes[15..18]),
+                }
+            }
+            0x72 => {
+                assert_eq!(bytes.len(), 8 + usize::from(bytes[7]));
+                let mut decoded =
+                    Decoded { key: bytes[1], asc: bytes[2], ascq: bytes[3], ..Decoded::default() };
+                let mut rest = &bytes[8..];
+                while !rest.is_empty() {
+                    let (descriptor, after) = rest.split_at(2 + usize::from(rest[1]));
+                    match descriptor[0] {
+                        0x00 => {
+                            assert_eq!(descriptor[2], 0x80);
+                            let information = descriptor[4..12].try_into().unwrap();
+                            decoded.information = Some(u64::from_be_bytes(information));
+                        }
+                        0x02 => decoded.field = field(&descriptor[4..7]),
+                        other => panic!("descriptor type {other:#04x}"),
+                    }
+                    rest = after;
+                }
+                decoded
+            }
+            other => panic!("response code {other:#04x}"),
+        }
+    }
+
+    fn any_sense() -> impl Strategy<Value = Sense> {
+        let key = prop::sample::select(vec![
+            SenseKey::NoSense,
+            SenseKey::RecoveredError,
+            SenseKey::NotReady,
+            SenseKey::MediumError,
+            SenseKey::HardwareError,
+            SenseKey::IllegalRequest,
+            SenseKey::UnitAttention,
+            SenseKey::DataProtect,
+            SenseKey::AbortedCommand,
+            SenseKey::Miscompare,
+        ]);
+        let information = prop::option::of(prop_oneof![
+            any::<u64>(),
+            any::<u32>().prop_map(u64::from),
+            Just(u64::from(u32::MAX)),
+            Just(u64::from(u32::MAX) + 1),
+        ]);
+        let field = prop::option::of(
+            (any::<bool>(), any::<u16>(), prop::option::of(0_u8..8))
+                .prop_map(|(in_cdb, byte, bit)| FieldPointer { in_cdb, byte, bit }),
+        );
+        (key, any::<(u8, u8)>(), information, field).prop_map(
+            |(key, (asc, ascq), information, field)| Sense { key, asc, ascq, information, field },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn both_formats_say_what_the_value_says(sense in any_sense(), descriptor_format: bool) {
+            let mut bytes = [0xEE; 252];
+            let length = sense.encode(descriptor_format, &mut bytes);
+            prop_assert!(length <= Sense::BYTES_MAX);
+            prop_assert!(bytes[length..].iter().all(|&byte| byte == 0xEE));
+            let fits = descriptor_format
+                || sense.information.is_none_or(|value| value <= u64::from(u32::MAX));
+            let expected = Decoded {
+                key: sense.key as u8,
+                asc: sense.asc,
+                ascq: sense.ascq,
+                information: sense.information.filter(|_| fits),
+                field: sense.field,
+            };
+            prop_assert_eq!(decode(&bytes[..length]), expected);
+        }
+
+        #[test]
+        fn too_little_room_cuts_the_same_bytes(
+            sense in any_sense(), descriptor_format: bool, room in 0_usize..=Sense::BYTES_MAX,
+        ) {
+            let mut whole = [0; Sense::BYTES_MAX];
+            let length = sense.encode(descriptor_format, &mut whole);
+            let mut cut = vec![0xEE; room];
+            prop_assert_eq!(sense.encode(descriptor_format, &mut cut), length.min(room));
+            let kept = length.min(room);
+            prop_assert_eq!(&cut[..kept], &whole[..kept]);
+        }
+    }
+
+    #[test]
+    fn spc_4_4_3_fixed_format_of_an_invalid_cdb_field() {
+        let mut bytes = [0; 18];
+        let sense = Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(3));
+        assert_eq!(sense.encode(false, &mut bytes), 18);
+        assert_eq!(
+            bytes,
+            [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0x80 | 0x40 | 0x08 | 3, 0, 1]
+        );
+    }
+
+    #[test]
+    fn spc_4_4_2_descriptor_format_of_a_far_lba() {
+        let mut bytes = [0; 20];
+        let sense = Sense::LBA_OUT_OF_RANGE.with_information(0x0102_0304_0506_0708);
+        assert_eq!(sense.encode(true, &mut bytes), 20);
+        assert_eq!(
+            bytes,
+            [0x72, 5, 0x21, 0, 0, 0, 0, 12, 0, 0x0A, 0x80, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+        );
+    }
+}

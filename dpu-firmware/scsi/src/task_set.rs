@@ -116,3 +116,152 @@ impl TaskSet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use TaskAttribute::{Aca, HeadOfQueue, Ordered, Simple};
+    use proptest::prelude::*;
+
+    #[test]
+    fn sam_8_6_2_simple_tasks_run_together() {
+        let mut set = TaskSet::default();
+        assert!(set.admit(Simple) && set.admit(Simple));
+        assert_eq!((set.enabled(), set.dormant()), (2, 0));
+    }
+
+    #[test]
+    fn sam_8_6_3_ordered_waits_for_older_and_blocks_newer() {
+        let mut set = TaskSet::default();
+        assert!(set.admit(Simple));
+        assert!(!set.admit(Ordered));
+        assert!(!set.admit(Simple), "a newer SIMPLE must not pass the dormant ORDERED");
+        assert!(!set.wake(Ordered), "the older SIMPLE is still enabled");
+        set.ended(Simple);
+        assert!(set.wake(Ordered));
+        assert!(!set.wake(Simple));
+        set.ended(Ordered);
+        assert!(set.wake(Simple));
+        assert_eq!((set.enabled(), set.dormant()), (1, 0));
+    }
+
+    #[test]
+    fn sam_8_6_4_head_of_queue_passes_everything_and_holds_the_dormant() {
+        let mut set = TaskSet::default();
+        assert!(set.admit(Simple));
+        assert!(!set.admit(Ordered));
+        assert!(set.admit(HeadOfQueue));
+        set.ended(Simple);
+        assert!(!set.wake(Ordered), "HEAD OF QUEUE is still enabled");
+        set.ended(HeadOfQueue);
+        assert!(set.wake(Ordered));
+    }
+
+    #[test]
+    fn aca_is_enabled_at_once() {
+        let mut set = TaskSet::default();
+        assert!(set.admit(Ordered));
+        assert!(set.admit(Aca));
+    }
+
+    #[test]
+    fn a_withdrawn_ordered_lets_the_next_one_wake() {
+        let mut set = TaskSet::default();
+        assert!(set.admit(Simple));
+        assert!(!set.admit(Ordered));
+        assert!(!set.admit(Simple));
+        set.withdrawn(Ordered);
+        assert!(set.wake(Simple));
+        assert_eq!((set.enabled(), set.dormant()), (2, 0));
+    }
+
+    #[test]
+    fn nothing_wakes_where_nothing_is_dormant() {
+        assert!(!TaskSet::default().wake(Simple));
+    }
+
+    /// SAM-6 8.6 written down the slow way: every task in order of arrival, judged against all the others.
+    #[derive(Default)]
+    struct Model {
+        /// Arrival order: attribute, enabled.
+        tasks: Vec<(TaskAttribute, bool)>,
+    }
+
+    impl Model {
+        fn may_be_enabled(&self, index: usize) -> bool {
+            let head_of_queue =
+                |&(attribute, _): &(TaskAttribute, bool)| matches!(attribute, HeadOfQueue | Aca);
+            let older = &self.tasks[..index];
+            match self.tasks[index].0 {
+                HeadOfQueue | Aca => true,
+                Simple => {
+                    !self.tasks.iter().any(head_of_queue)
+                        && !older.iter().any(|&(attribute, _)| attribute == Ordered)
+                }
+                Ordered => !self.tasks.iter().any(head_of_queue) && older.is_empty(),
+            }
+        }
+
+        /// Enables, in order, whatever may be enabled now.
+        fn settle(&mut self) {
+            for index in 0..self.tasks.len() {
+                if self.may_be_enabled(index) {
+                    self.tasks[index].1 = true;
+                }
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Admit(TaskAttribute),
+        /// The task at this place, modulo how many there are: ends if enabled, is withdrawn if dormant.
+        Leave(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            prop::sample::select(vec![Simple, Simple, Ordered, HeadOfQueue, Aca])
+                .prop_map(Step::Admit),
+            any::<usize>().prop_map(Step::Leave),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+        #[test]
+        fn counts_and_fifo_enable_exactly_what_the_model_enables(
+            steps in prop::collection::vec(any_step(), 0..60),
+        ) {
+            let mut model = Model::default();
+            let mut set = TaskSet::default();
+            // What the caller keeps: every task in order of arrival, and whether it is enabled.
+            let mut tasks: Vec<(TaskAttribute, bool)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Admit(attribute) => {
+                        tasks.push((attribute, set.admit(attribute)));
+                        model.tasks.push((attribute, false));
+                    }
+                    Step::Leave(place) if !tasks.is_empty() => {
+                        let place = place % tasks.len();
+                        let (attribute, enabled) = tasks.remove(place);
+                        model.tasks.remove(place);
+                        if enabled { set.ended(attribute) } else { set.withdrawn(attribute) }
+                        while let Some(head) = tasks.iter_mut().find(|task| !task.1)
+                            && set.wake(head.0)
+                        {
+                            head.1 = true;
+                        }
+                    }
+                    Step::Leave(_) => {}
+                }
+                model.settle();
+                prop_assert_eq!(&tasks, &model.tasks);
+                let enabled = tasks.iter().filter(|task| task.1).count();
+                prop_assert_eq!(set.enabled() as usize, enabled);
+                prop_assert_eq!(set.dormant() as usize, tasks.len() - enabled);
+            }
+        }
+    }
+}

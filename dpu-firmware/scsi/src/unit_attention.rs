@@ -125,15 +125,12 @@ impl UnitAttentions {
     #[must_use]
     #[inline]
     pub fn pending(&self) -> Option<Sense> {
-        if self.is_empty() { None } else { self.first().map(UnitAttention::sense) }
+        self.first().map(UnitAttention::sense)
     }
 
     /// The condition to report now, which is thereby cleared (SAM-6 5.14.1).
     #[inline]
     pub fn take(&mut self) -> Option<Sense> {
-        if self.is_empty() {
-            return None;
-        }
         let attention = self.first()?;
         self.clear(attention);
         Some(attention.sense())
@@ -146,7 +143,110 @@ impl UnitAttentions {
         self.0 == 0
     }
 
+    #[inline]
     fn first(&self) -> Option<UnitAttention> {
-        ALL.into_iter().find(|attention| self.0 & attention.bit() != 0)
+        ALL.get(self.0.trailing_zeros() as usize).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn established(attentions: &[UnitAttention]) -> UnitAttentions {
+        let mut set = UnitAttentions::default();
+        for &attention in attentions {
+            set.establish(attention);
+        }
+        set
+    }
+
+    fn drained(mut set: UnitAttentions) -> Vec<(u8, u8)> {
+        std::iter::from_fn(|| set.take()).map(|sense| (sense.asc, sense.ascq)).collect()
+    }
+
+    #[test]
+    fn the_index_in_all_is_the_discriminant() {
+        for (index, attention) in ALL.into_iter().enumerate() {
+            assert_eq!(attention as usize, index);
+        }
+    }
+
+    #[test]
+    fn sam_5_14_1_taking_reports_once_and_pending_does_not_clear() {
+        let mut set = established(&[UnitAttention::CapacityDataChanged]);
+        assert_eq!(set.pending(), Some(UnitAttention::CapacityDataChanged.sense()));
+        assert_eq!(set.take(), Some(UnitAttention::CapacityDataChanged.sense()));
+        assert_eq!(set.take(), None);
+        assert!(set.is_empty());
+    }
+
+    #[test]
+    fn sam_5_14_2_a_nexus_loss_is_reported_before_changed_inquiry_data() {
+        let set = established(&[UnitAttention::InquiryDataChanged, UnitAttention::NexusLoss]);
+        assert_eq!(drained(set), [(0x29, 0x07), (0x3F, 0x03)]);
+    }
+
+    #[test]
+    fn sam_5_14_2_a_power_on_swallows_lesser_resets_but_not_news_about_the_unit() {
+        let set = established(&[
+            UnitAttention::BusDeviceReset,
+            UnitAttention::ReportedLunsDataChanged,
+            UnitAttention::CommandsClearedByAnotherInitiator,
+            UnitAttention::PowerOnOrReset,
+            UnitAttention::NexusLoss,
+            UnitAttention::ModeParametersChanged,
+        ]);
+        assert_eq!(drained(set), [(0x29, 0x00), (0x3F, 0x0E)]);
+    }
+
+    #[test]
+    fn a_nexus_loss_swallows_cleared_commands_but_not_mode_parameters() {
+        let set = established(&[
+            UnitAttention::CommandsClearedByAnotherInitiator,
+            UnitAttention::NexusLoss,
+            UnitAttention::ModeParametersChanged,
+        ]);
+        assert_eq!(drained(set), [(0x29, 0x07), (0x2A, 0x01)]);
+    }
+
+    #[test]
+    fn spc_6_33_report_luns_takes_back_its_own_condition_only() {
+        let mut set = established(&[
+            UnitAttention::ReportedLunsDataChanged,
+            UnitAttention::CapacityDataChanged,
+        ]);
+        set.clear(UnitAttention::ReportedLunsDataChanged);
+        assert_eq!(drained(set), [(0x2A, 0x09)]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_establishing_does_not_matter(
+            attentions in prop::collection::vec(prop::sample::select(ALL.to_vec()), 0..8),
+        ) {
+            let mut backwards = attentions.clone();
+            backwards.reverse();
+            prop_assert_eq!(established(&attentions), established(&backwards));
+        }
+
+        #[test]
+        fn everything_established_is_reported_or_covered_by_something_reported(
+            attentions in prop::collection::vec(prop::sample::select(ALL.to_vec()), 0..8),
+        ) {
+            let mut set = established(&attentions);
+            let mut reported = Vec::new();
+            while let Some(sense) = set.take() {
+                reported.push(ALL.into_iter().find(|candidate| candidate.sense() == sense).unwrap());
+            }
+            prop_assert!(reported.is_sorted());
+            for attention in attentions {
+                prop_assert!(
+                    reported.contains(&attention)
+                        || reported.iter().any(|greater| greater.covers() & attention.bit() != 0)
+                );
+            }
+        }
     }
 }
