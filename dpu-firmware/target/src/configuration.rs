@@ -1,9 +1,12 @@
 //! What the card serves: logical units, targets and who may see which LUN. A snapshot with a
-//! generation, replaced as a whole; the poll groups share it read-only.
+//! generation, replaced as a whole; the poll groups share it read-only. Targets and LUN lists are
+//! as the agent sent them, checked; logical units are turned into what the device server uses.
 
 use lunar_dma::sgv::Placement;
 use lunar_offload_proto::access;
-use lunar_scsi::unit::LogicalUnit;
+use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
+pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
+use lunar_scsi::unit::{Identity, LogicalUnit, Naa};
 use lunar_srp::login::PortId;
 
 /// A configuration snapshot.
@@ -20,7 +23,7 @@ pub struct Configuration {
 /// Where a logical unit's blocks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
-    /// The card itself: reads give zeroes or stale buffer content, writes go nowhere (nullio).
+    /// The card itself: reads give what the buffer holds, writes go nowhere (nullio).
     CardNull,
     /// The host agent, through the PCIe ring.
     Ring,
@@ -29,7 +32,7 @@ pub enum BackendKind {
 /// One logical unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
-    /// The agent's name for it in ring entries; below [`Unit::HANDLES_MAX`].
+    /// The agent's name for it in ring entries; at most [`Unit::HANDLE_MAX`].
     pub handle: u32,
     /// The device's name in the management tree.
     pub name: String,
@@ -43,57 +46,82 @@ pub struct Unit {
 
 impl Unit {
     /// Handles are indexes of per-group arrays, so they are bounded.
-    pub const HANDLES_MAX: u32 = 16_384;
+    pub const HANDLE_MAX: u32 = 16_383;
 }
 
-/// One SRP target (a port with its LUN lists).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Target {
-    /// The agent's name for it.
-    pub handle: u32,
-    /// Its name in the management tree.
-    pub name: String,
-    /// Logins are refused while it is not enabled.
-    pub enabled: bool,
-    /// SRP target port identifier.
-    pub port: PortId,
-    /// Credits given at login (SRP request limit), 1..=4096.
-    pub request_limit: u32,
-    /// Largest initiator-to-target IU in bytes.
-    pub it_iu_bytes_max: u32,
-    /// Initiator groups in order; the first with a matching pattern decides.
-    pub groups: Vec<Group>,
-    /// LUNs of initiators that no group names.
-    pub luns: Vec<Lun>,
+impl TryFrom<checked::Configuration> for Configuration {
+    type Error = String;
+
+    fn try_from(from: checked::Configuration) -> Result<Self, String> {
+        let units = from
+            .units
+            .iter()
+            .map(|unit| convert_unit(unit, &from.targets))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { generation: from.generation, units, targets: from.targets })
+    }
 }
 
-/// An initiator group: who, and which LUNs they see.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Group {
-    /// Its name.
-    pub name: String,
-    /// Patterns as SCST matches them.
-    pub patterns: Vec<String>,
-    /// Its LUNs.
-    pub luns: Vec<Lun>,
-}
-
-/// One LUN of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lun {
-    /// LUN number, 0..=16383.
-    pub number: u16,
-    /// Handle of its logical unit.
-    pub unit: u32,
-    /// Writes through this LUN are refused.
-    pub read_only: bool,
+fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit, String> {
+    let about = |reason: String| format!("logical unit {:?}: {reason}", unit.name);
+    if unit.handle > Unit::HANDLE_MAX {
+        return Err(about(format!(
+            "its handle is {}; this card takes up to {}",
+            unit.handle,
+            Unit::HANDLE_MAX
+        )));
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    let (vendor, product, revision) =
+        (text(&unit.vendor), text(&unit.product), text(&unit.revision));
+    let naa = match &unit.naa {
+        None => None,
+        Some(CheckedNaa::Short(bytes)) => Some(Naa::new(bytes)),
+        Some(CheckedNaa::Long(bytes)) => Some(Naa::new(bytes)),
+    };
+    let identity = Identity {
+        naa: naa.transpose().map_err(|error| about(error.to_string()))?,
+        eui64: unit.eui64,
+        relative_target_port: targets.first().map_or(1, |target| target.relative_target_port),
+        ..Identity::new(&vendor, &product, &revision, &unit.serial, &unit.t10_id)
+            .map_err(|error| about(error.to_string()))?
+    };
+    let logical_unit = LogicalUnit {
+        read_only: unit.read_only,
+        write_cache: unit.write_cache,
+        fua: unit.fua,
+        removable: unit.removable,
+        rotational: unit.rotational,
+        thin: unit.thin,
+        physical_blocks_exponent: unit.physical_blocks_exponent,
+        optimal_transfer_blocks: unit.optimal_transfer_blocks,
+        tst: unit.task_set_type,
+        forwards: unit.forwards,
+        ..LogicalUnit::new(unit.block_bytes, unit.blocks, identity)
+            .map_err(|error| about(error.to_string()))?
+    };
+    let (backend, by_default) = match unit.backend {
+        Backend::CardNull => (BackendKind::CardNull, Placement::CardDram),
+        Backend::Ring => (BackendKind::Ring, Placement::HostDram),
+    };
+    Ok(Unit {
+        handle: unit.handle,
+        name: unit.name.clone(),
+        logical_unit: logical_unit.validate().map_err(|error| about(error.to_string()))?,
+        backend,
+        placement: match unit.placement {
+            checked::Placement::Any => by_default,
+            checked::Placement::HostDram => Placement::HostDram,
+            checked::Placement::CardDram => Placement::CardDram,
+        },
+    })
 }
 
 impl Configuration {
     /// The target that answers to `port`.
     #[must_use]
     pub fn target_of_port(&self, port: &PortId) -> Option<&Target> {
-        self.targets.iter().find(|target| target.port == *port)
+        self.targets.iter().find(|target| target.port_id == port.0)
     }
 
     /// The target with `handle`.
@@ -109,19 +137,18 @@ impl Configuration {
     }
 }
 
-impl Target {
-    /// The LUNs that an initiator with any of these names sees: those of the first group with a
-    /// pattern that matches one of them, else the target's own.
-    #[must_use]
-    pub fn luns_for(&self, names: &[&str]) -> &[Lun] {
-        self.groups
-            .iter()
-            .find(|group| {
-                group
-                    .patterns
-                    .iter()
-                    .any(|pattern| names.iter().any(|name| access::matches(pattern, name)))
-            })
-            .map_or(&self.luns, |group| &group.luns)
-    }
+/// The LUNs that an initiator with any of these names sees at `target`: those of the first group
+/// with a pattern that matches one of them, else the target's own.
+#[must_use]
+pub fn luns_for<'a>(target: &'a Target, names: &[&str]) -> &'a [Lun] {
+    target
+        .groups
+        .iter()
+        .find(|group| {
+            group
+                .patterns
+                .iter()
+                .any(|pattern| names.iter().any(|name| access::matches(pattern, name)))
+        })
+        .map_or(&target.default_luns, |group| &group.luns)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lunar_backend::ring::{RingBackend, RingSetup};
 use lunar_dma::sgv::{Placement, SgvCache, Share};
-use lunar_platform::{Memory, Nanoseconds, Platform};
+use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
@@ -14,7 +14,7 @@ use crate::configuration::{Configuration, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
 use crate::poll_group::{PollGroup, UnitShard};
-use crate::statistics::{GroupStatistics, NexusStatistics, UnitStatistics};
+use crate::statistics::{GroupStatistics, NexusStatistics, RingShard, UnitStatistics};
 use crate::task::{Batch, State};
 use crate::trace::Point;
 
@@ -49,6 +49,17 @@ impl<P: Platform> PollGroup<P> {
                 self.tell(FromGroup::Statistics(statistics));
             }
             ToGroup::CloseChannels { target } => self.close_target(target),
+            ToGroup::CloseNexus { nexus } => {
+                let place = self.nexuses.iter().position(|n| n.in_use && n.handle == nexus);
+                if let Some(place) = place.and_then(|place| u32::try_from(place).ok()) {
+                    self.close_nexus(place, CloseReason::Administrative);
+                }
+            }
+            ToGroup::ReleaseRing => {
+                self.releasing = true;
+                self.detach_ring();
+                self.continue_release();
+            }
         }
     }
 
@@ -71,6 +82,9 @@ impl<P: Platform> PollGroup<P> {
         self.card_cache.purge(self.now);
         if let Some(cache) = self.host_cache.as_mut() {
             cache.purge(self.now);
+        }
+        if self.releasing {
+            self.continue_release();
         }
         self.check_ring_fault();
     }
@@ -215,12 +229,12 @@ impl<P: Platform> PollGroup<P> {
         let visible = crate::login::visible_luns(target, nexus);
         let mut inventory_changed = false;
         for lun in &mut nexus.luns {
-            let stays = visible.iter().any(|entry| entry.number == lun.number);
+            let stays = visible.iter().any(|entry| entry.lun == lun.number);
             inventory_changed |= lun.mapped && !stays;
             lun.mapped &= stays;
         }
         for entry in visible {
-            let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.number) else {
+            let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
                 inventory_changed = true;
                 nexus.luns.push(NexusLun::new(entry));
                 continue;
@@ -255,50 +269,90 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
-        if !attachment.fresh && self.ring.is_some() {
+        if self.ring.is_some() && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
             // The same host memory as before: the rings go on once the host has reconciled.
             return Ok(());
         }
         self.reset_ring();
-        let arena = self.memory.import(&attachment.blob).map_err(|error| error.to_string())?;
+        let rings = self.import(&attachment.ring_blob)?;
+        let data = match self.import(&attachment.data_blob) {
+            Ok(data) => data,
+            Err(error) => {
+                self.memory.unimport(rings.id);
+                return Err(error);
+            }
+        };
+        self.arenas = vec![rings, data];
+        let attached = self.build_ring(attachment, rings, data);
+        if attached.is_err() {
+            self.release_arenas();
+        } else {
+            self.attached_to = Some(attachment.ring_blob.clone());
+        }
+        attached
+    }
+
+    fn import(&mut self, blob: &[u8]) -> Result<HostArena, String> {
+        self.memory.import(blob).map_err(|error| error.to_string())
+    }
+
+    fn build_ring(
+        &mut self,
+        attachment: &RingAttachment,
+        rings: HostArena,
+        data: HostArena,
+    ) -> Result<(), String> {
+        let end = attachment.data_offset.checked_add(attachment.data_bytes);
+        if end.is_none_or(|end| end > data.length) {
+            return Err(format!(
+                "the data area ({} bytes at {}) does not lie in its arena of {} bytes",
+                attachment.data_bytes, attachment.data_offset, data.length
+            ));
+        }
         let Some(dma) = self.dma.take() else {
             return Err("the DMA context is in use".into());
         };
         let setup = RingSetup {
-            arena: arena.id,
             ring: attachment.ring,
+            arena: rings.id,
             layout: attachment.layout,
             submission_offset: attachment.submission_offset,
             completion_offset: attachment.completion_offset,
+            submission_sequence: attachment.submission_sequence,
+            completion_sequence: attachment.completion_sequence,
+            data_arena: data.id,
+            data_offset: attachment.data_offset,
+            // The rest is for HostDram placement.
+            staging_bytes_max: attachment.data_bytes / 2,
         };
-        let end = attachment.data_offset.checked_add(attachment.data_bytes);
-        if end.is_none_or(|end| end > arena.length) {
-            self.dma = Some(dma);
-            return Err(format!(
-                "the data area ({} bytes at {}) does not lie in the arena of {} bytes",
-                attachment.data_bytes, attachment.data_offset, arena.length
-            ));
+        match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
+            Ok(mut ring) => {
+                ring.detach();
+                self.ring = Some(ring);
+            }
+            Err((dma, error)) => {
+                self.dma = Some(dma);
+                return Err(error.to_string());
+            }
         }
         self.host_cache = Some(SgvCache::new(
             Placement::HostDram,
-            arena.key,
-            arena.base + attachment.data_offset,
+            data.key,
+            data.base + attachment.data_offset,
             attachment.data_bytes,
             lunar_dma::sgv::Config {
                 class_bytes_max: self.limits.transfer_bytes_max.next_power_of_two(),
                 ..lunar_dma::sgv::Config::default()
             },
         ));
-        match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
-            Ok(ring) => self.ring = Some(ring),
-            Err((dma, error)) => {
-                self.dma = Some(dma);
-                self.host_cache = None;
-                return Err(error.to_string());
-            }
-        }
-        self.arena = Some(arena);
         Ok(())
+    }
+
+    fn release_arenas(&mut self) {
+        for arena in std::mem::take(&mut self.arenas) {
+            self.memory.unimport(arena.id);
+        }
+        self.attached_to = None;
     }
 
     /// The agent is gone. Operations in flight stay in flight; new ones wait.
@@ -327,9 +381,7 @@ impl<P: Platform> PollGroup<P> {
             self.on_outcome(token, &lunar_backend::Outcome::lost(token));
         }
         self.dma = Some(ring.into_dma());
-        if let Some(arena) = self.arena.take() {
-            self.memory.unimport(arena.id);
-        }
+        self.release_arenas();
         // Buffers that tasks still hold belong to the old arena; `over` knows by the epoch.
         self.host_cache = None;
         self.host_epoch = self.host_epoch.wrapping_add(1);
@@ -370,8 +422,20 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
+    /// An announced revoke: once nothing of the host's memory is in use, it is given back.
+    fn continue_release(&mut self) {
+        let in_use = self.ring.as_ref().is_some_and(|ring| ring.outstanding() != 0)
+            || self.host_cache.as_ref().is_some_and(|cache| cache.held_bytes() != 0);
+        if in_use {
+            return;
+        }
+        self.releasing = false;
+        self.reset_ring();
+        self.tell(FromGroup::RingReleased);
+    }
+
     fn check_ring_fault(&mut self) {
-        let Some(fault) = self.ring.as_mut().and_then(RingBackend::take_fault) else { return };
+        let Some(fault) = self.ring.as_ref().and_then(RingBackend::fault) else { return };
         let text = fault.to_string();
         self.tell_event(Event::RingFault { group: self.index, text });
         self.reset_ring();
@@ -415,8 +479,10 @@ impl<P: Platform> PollGroup<P> {
         }
         out.card_sgv = Some(self.card_cache.statistics());
         out.host_sgv = self.host_cache.as_ref().map(SgvCache::statistics);
-        out.ring_outstanding =
-            self.ring.as_ref().map_or(0, |ring| u32::try_from(ring.outstanding()).unwrap_or(0));
+        out.ring = self
+            .ring
+            .as_ref()
+            .map(|ring| RingShard { counters: ring.statistics(), outstanding: ring.outstanding() });
     }
 }
 

@@ -59,6 +59,8 @@ pub enum Report {
     Event(Event),
     /// Every group's statistics for a request.
     Statistics(Vec<GroupStatistics>),
+    /// No group uses the host's memory any more.
+    RingsReleased,
     /// A group attached its ring.
     RingAttached {
         /// The ring's number.
@@ -96,6 +98,8 @@ pub struct Coordinator<P: Platform> {
     next: Option<Arc<Configuration>>,
     gates: VecDeque<Gate>,
     next_gate: u32,
+    /// Groups that still use the host's memory after [`Self::release_rings`].
+    releasing: usize,
     statistics: Vec<GroupStatistics>,
     reports: VecDeque<Report>,
 }
@@ -112,6 +116,7 @@ impl<P: Platform> Coordinator<P> {
             next: None,
             gates: VecDeque::new(),
             next_gate: 1,
+            releasing: 0,
             statistics: Vec::new(),
             reports: VecDeque::new(),
         }
@@ -177,7 +182,28 @@ impl<P: Platform> Coordinator<P> {
         }
     }
 
-    /// The host's memory is gone or revoked.
+    /// An announced revoke: [`Report::RingsReleased`] tells when no group uses the host's memory.
+    pub fn release_rings(&mut self) {
+        self.releasing = self.groups.len();
+        for group in &mut self.groups {
+            group.send(ToGroup::ReleaseRing);
+        }
+    }
+
+    /// Closes every channel of a nexus (handle).
+    pub fn close_nexus(&mut self, nexus: u32) {
+        for group in &mut self.groups {
+            group.send(ToGroup::CloseNexus { nexus });
+        }
+    }
+
+    /// Number of poll groups.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The host's memory is gone.
     pub fn reset_rings(&mut self) {
         for group in &mut self.groups {
             group.send(ToGroup::ResetRing);
@@ -260,6 +286,12 @@ impl<P: Platform> Coordinator<P> {
                 if self.statistics.len() >= self.groups.len() {
                     let all = std::mem::take(&mut self.statistics);
                     self.reports.push_back(Report::Statistics(all));
+                }
+            }
+            FromGroup::RingReleased => {
+                self.releasing = self.releasing.saturating_sub(1);
+                if self.releasing == 0 {
+                    self.reports.push_back(Report::RingsReleased);
                 }
             }
             FromGroup::RingAttached { ring, in_flight, error } => {

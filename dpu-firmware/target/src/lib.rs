@@ -7,6 +7,7 @@
 //! assert. Start reading at [`PollGroup::tick`] and at `task`, with docs/one-read.md beside.
 #![forbid(unsafe_code)]
 
+mod agent_link;
 mod channel;
 mod control;
 mod coordinator;
@@ -15,6 +16,7 @@ mod login;
 mod management;
 mod nexus;
 mod poll_group;
+mod report;
 mod srp_port;
 mod task;
 
@@ -25,6 +27,7 @@ pub mod mutant;
 pub mod statistics;
 pub mod trace;
 
+pub use agent_link::AgentLink;
 pub use coordinator::{Coordinator, GroupLink, Report, mailbox};
 pub use poll_group::{Activity, GroupLimits, GroupParts, PollGroup};
 pub use task::State;

@@ -8,10 +8,11 @@ use lunar_platform::{CmEvent, Hca, Nanoseconds, PeerAddress, Platform, QpHandle,
 use lunar_srp::channel::{ChannelEvent, ChannelState, Credit};
 use lunar_srp::login::{
     self, Action, FORMATS, LoginPolicy, LoginReject, LoginRequest, LoginResponse, OtherChannels,
+    PortId,
 };
 
 use crate::channel::{Channel, DATA_ROOM, MANAGEMENT_RESERVE};
-use crate::configuration::{Lun, Target};
+use crate::configuration::{Lun, Target, luns_for};
 use crate::fifo::NONE;
 use crate::message::{CloseReason, Event};
 use crate::mutant::{self, Mutant};
@@ -36,7 +37,7 @@ pub(crate) struct PendingLogin<C> {
 pub(crate) fn policy(target: Option<&Target>, request: &LoginRequest) -> LoginPolicy {
     LoginPolicy {
         enabled: target.is_some_and(|target| target.enabled),
-        target_port: target.map_or(request.target_port, |target| target.port),
+        target_port: target.map_or(request.target_port, |target| PortId(target.port_id)),
         it_iu_bytes_max: target.map_or(u32::MAX, |target| target.it_iu_bytes_max),
         request_limit: target.map_or(0, |target| target.request_limit),
         channels_max: CHANNELS_PER_NEXUS,
@@ -377,5 +378,5 @@ impl<P: Platform> PollGroup<P> {
 /// The LUNs that `nexus` sees at `target`: by its address or by its initiator port identifier.
 pub(crate) fn visible_luns<'a>(target: &'a Target, nexus: &Nexus) -> &'a [Lun] {
     let port = nexus.initiator.to_string();
-    target.luns_for(&[nexus.peer.as_str(), &port])
+    luns_for(target, &[nexus.peer.as_str(), &port])
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lunar_offload_proto::ring::RingLayout;
-use lunar_platform::{ArenaId, PeerAddress, Platform};
+use lunar_platform::{PeerAddress, Platform};
 use lunar_srp::login::{LoginReject, LoginRequest, PortId};
 
 use crate::configuration::Configuration;
@@ -24,28 +24,29 @@ pub enum GateCause {
     },
 }
 
-/// The end of one ring pair in host memory, for one poll group.
+/// One ring pair in host memory, for one poll group.
 #[derive(Clone, Debug)]
 pub struct RingAttachment {
-    /// Export blob of the arena that holds rings and data.
-    pub blob: Vec<u8>,
-    /// The arena's name.
-    pub arena: ArenaId,
-    /// The ring's number on the host.
+    /// Export blob of the arena that holds both rings.
+    pub ring_blob: Vec<u8>,
+    /// Export blob of the arena that holds the data area.
+    pub data_blob: Vec<u8>,
+    /// The ring pair's number on the host.
     pub ring: u16,
     /// Both rings' size.
     pub layout: RingLayout,
-    /// Offset of the submission ring in the arena, in bytes.
+    /// Offset of the submission ring in its arena, in bytes.
     pub submission_offset: u64,
-    /// Offset of the completion ring in the arena, in bytes.
+    /// Offset of the completion ring in its arena, in bytes.
     pub completion_offset: u64,
-    /// Offset of this group's part of the data area, in bytes.
+    /// Offset of this group's data area in its arena, in bytes.
     pub data_offset: u64,
-    /// Length of that part in bytes.
+    /// Length of the data area in bytes.
     pub data_bytes: u64,
-    /// Whether the rings start anew (a new life of the host memory or of this firmware) rather than
-    /// go on where they were.
-    pub fresh: bool,
+    /// Sequence of the next submission.
+    pub submission_sequence: u32,
+    /// Sequence of the next completion.
+    pub completion_sequence: u32,
 }
 
 /// From the coordinator to a poll group.
@@ -92,6 +93,13 @@ pub enum ToGroup<P: Platform> {
     ResumeRing,
     /// The host's memory is gone or an arena was revoked: operations in flight are lost.
     ResetRing,
+    /// The host's memory is about to go: use it no more, and say when nothing of it is in use.
+    ReleaseRing,
+    /// Close every channel of a nexus (handle).
+    CloseNexus {
+        /// Its handle.
+        nexus: u32,
+    },
     /// Fill this and send it back.
     Statistics(Box<GroupStatistics>),
     /// Close every channel of a target (handle), or of all.
@@ -211,6 +219,8 @@ pub enum FromGroup {
     Event(Event),
     /// Filled statistics.
     Statistics(Box<GroupStatistics>),
+    /// The host's memory is not used any more.
+    RingReleased,
     /// The ring was attached, with what is in flight: (token, sequence) pairs.
     RingAttached {
         /// The ring's number.

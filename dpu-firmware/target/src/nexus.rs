@@ -36,7 +36,7 @@ impl NexusLun {
         let mut attentions = UnitAttentions::default();
         attentions.establish(UnitAttention::PowerOn);
         Self {
-            number: lun.number,
+            number: lun.lun,
             mapped: true,
             unit: lun.unit,
             read_only: lun.read_only,

@@ -323,10 +323,13 @@ pub struct PollGroup<P: Platform> {
     pub(crate) host_cache: Option<SgvCache>,
     /// Which life of the host arena `host_cache` is about.
     pub(crate) host_epoch: u32,
-    /// The imported arena.
-    pub(crate) arena: Option<lunar_platform::HostArena>,
+    /// The imported arenas, and the ring arena's blob that says which life of it this is.
+    pub(crate) arenas: Vec<lunar_platform::HostArena>,
+    pub(crate) attached_to: Option<Vec<u8>>,
     pub(crate) null: NullBackend,
     pub(crate) ring: Option<RingBackend<P>>,
+    /// The host announced that its memory goes; buffers come from the card meanwhile.
+    pub(crate) releasing: bool,
     /// Since when the ring is detached.
     pub(crate) detached_since: Option<Nanoseconds>,
     pub(crate) tasks: TaskTable,
@@ -435,9 +438,11 @@ impl<P: Platform> PollGroup<P> {
             card_cache,
             host_cache: None,
             host_epoch: 0,
-            arena: None,
+            arenas: Vec::new(),
+            attached_to: None,
             null: NullBackend::new(limits.slots),
             ring: None,
+            releasing: false,
             detached_since: None,
             tasks: TaskTable(Slots::new(limits.slots, |_| Task::vacant())),
             links: Links::new(limits.slots as usize),
@@ -504,7 +509,7 @@ impl<P: Platform> PollGroup<P> {
             return None;
         }
         let armed = match (self.ring.as_mut(), self.dma.as_mut()) {
-            (Some(ring), _) => ring.dma_mut().arm(),
+            (Some(ring), _) => ring.arm(),
             (None, Some(dma)) => dma.arm(),
             (None, None) => true,
         };
@@ -522,6 +527,7 @@ impl<P: Platform> PollGroup<P> {
     /// Runs the timers now, whatever the tick count: the caller slept.
     pub fn after_sleep(&mut self, now: Nanoseconds) {
         self.now = now;
+        self.counters.sleeps += 1;
         self.slow_work();
         self.ring_doorbells();
     }
@@ -596,8 +602,10 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn poll_ring(&mut self) -> bool {
-        let Some(ring) = self.ring.as_mut() else { return false };
-        let mut busy = ring.tick(self.now);
+        let (Some(ring), Some(host)) = (self.ring.as_mut(), self.host_cache.as_mut()) else {
+            return false;
+        };
+        let mut busy = ring.tick(self.now, host);
         let mut outcomes = std::mem::take(&mut self.outcomes);
         loop {
             let Some(ring) = self.ring.as_mut() else { break };

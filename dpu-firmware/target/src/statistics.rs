@@ -87,6 +87,8 @@ pub struct GroupCounters {
     pub disconnects: u64,
     /// Access or gate rechecks at submit that changed the decision.
     pub rechecks: u64,
+    /// Times the group slept.
+    pub sleeps: u64,
     /// Events that did not fit in the outbox.
     pub events_lost: u64,
 }
@@ -125,6 +127,15 @@ pub struct UnitStatistics {
     pub latency: Box<[[Histogram; SIZE_CLASSES]; OPERATIONS]>,
 }
 
+/// A group's ring in a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct RingShard {
+    /// What it counted.
+    pub counters: lunar_backend::ring::RingStatistics,
+    /// Operations in flight.
+    pub outstanding: u32,
+}
+
 /// A poll group's answer to a statistics request.
 #[derive(Clone, Default)]
 pub struct GroupStatistics {
@@ -142,8 +153,8 @@ pub struct GroupStatistics {
     pub card_sgv: Option<SgvStatistics>,
     /// SGV cache of host memory.
     pub host_sgv: Option<SgvStatistics>,
-    /// Operations outstanding on the ring.
-    pub ring_outstanding: u32,
+    /// The ring, while there is one.
+    pub ring: Option<RingShard>,
 }
 
 #[cfg(test)]

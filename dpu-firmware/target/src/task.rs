@@ -399,7 +399,7 @@ impl<P: Platform> PollGroup<P> {
             _ => self.units.get(task.unit).map_or(Placement::CardDram, |unit| unit.placement),
         };
         let claimed = match (placement, self.host_cache.as_mut()) {
-            (Placement::HostDram, Some(cache)) => {
+            (Placement::HostDram, Some(cache)) if !self.releasing => {
                 cache.claim(task.wanted_bytes, &mut nexus.host_share)
             }
             // Without host memory (import refused, agent not there yet) card memory serves.
@@ -472,14 +472,14 @@ impl<P: Platform> PollGroup<P> {
             Work::Block(BlockOperation::Flush { lba, blocks }) => {
                 BlockRequest::Flush { lba, blocks }
             }
-            Work::Forward => BlockRequest::Forward,
+            Work::Forward => BlockRequest::Forward { data_out: task.data_out.total_bytes() != 0 },
             Work::Parameter(_) | Work::Undecided => {
                 return task.check(Sense::INTERNAL_TARGET_FAILURE);
             }
         };
         let parity = (task.access_generation & 1) as usize;
         if unit.backend == BackendKind::CardNull {
-            if matches!(request, BlockRequest::Forward) {
+            if matches!(request, BlockRequest::Forward { .. }) {
                 return task.check(Sense::INVALID_COMMAND_OPERATION_CODE);
             }
             if self.null.submit(token).is_err() {
@@ -497,11 +497,11 @@ impl<P: Platform> PollGroup<P> {
                 data_bytes: task.wanted_bytes,
                 cdb: self.receive_region.cdb(task),
             };
-            let taken = match self.ring.as_mut() {
-                // Others wait already, and this one is not the first of them.
-                Some(_) if self.need_backend.head().is_some_and(|head| head != index) => false,
-                Some(ring) => ring.submit(&submission).is_ok(),
-                None => false,
+            // Others wait already, and this one is not the first of them.
+            let behind = self.need_backend.head().is_some_and(|head| head != index);
+            let taken = match (self.ring.as_mut(), self.host_cache.as_mut()) {
+                (Some(ring), Some(host)) if !behind => ring.submit(&submission, host).is_ok(),
+                _ => false,
             };
             if !taken {
                 return self.wait_for_backend(index);
