@@ -94,6 +94,11 @@ impl AgentLink {
         self.closing.take()
     }
 
+    /// The channel cannot go on, for `reason`.
+    pub fn end(&mut self, reason: &str) {
+        self.closing = Some(reason.to_owned());
+    }
+
     /// The next message to send.
     pub fn next(&mut self) -> Option<ToHost> {
         self.outgoing.pop_front().map(|message| ToHost { message: Some(message) })

@@ -22,7 +22,7 @@ const MAILBOX: usize = 256;
 pub fn mailbox<P: Platform>() -> (GroupLink<P>, Consumer<ToGroup<P>>, Producer<FromGroup>) {
     let (to_group, inbox) = RingBuffer::new(MAILBOX);
     let (outbox, from_group) = RingBuffer::new(MAILBOX);
-    (GroupLink { to_group, from_group, backlog: VecDeque::new() }, inbox, outbox)
+    (GroupLink { to_group, from_group, backlog: VecDeque::new(), sent: false }, inbox, outbox)
 }
 
 /// The coordinator's ends of one group's queues.
@@ -30,10 +30,13 @@ pub struct GroupLink<P: Platform> {
     to_group: Producer<ToGroup<P>>,
     from_group: Consumer<FromGroup>,
     backlog: VecDeque<ToGroup<P>>,
+    /// Something was sent since the owner last asked.
+    sent: bool,
 }
 
 impl<P: Platform> GroupLink<P> {
     fn send(&mut self, message: ToGroup<P>) {
+        self.sent = true;
         self.backlog.push_back(message);
         self.flush();
     }
@@ -137,6 +140,11 @@ impl<P: Platform> Coordinator<P> {
             }
         }
         busy
+    }
+
+    /// Whether messages went to groups since the last call: the owner wakes sleeping ones.
+    pub fn take_sent(&mut self) -> bool {
+        self.groups.iter_mut().fold(false, |sent, group| sent | std::mem::take(&mut group.sent))
     }
 
     /// The next thing to tell the control channel.

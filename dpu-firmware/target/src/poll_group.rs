@@ -358,6 +358,8 @@ pub struct PollGroup<P: Platform> {
     outbox: Producer<FromGroup>,
     /// Messages that must not be lost and did not fit.
     unsent: std::collections::VecDeque<FromGroup>,
+    /// Messages told, so that the owner knows when to wake the coordinator.
+    told: u64,
     doorbells: Vec<QpHandle>,
     pub(crate) chain: Vec<SendRequest>,
     completions: [WorkCompletion; REAP_MAX],
@@ -463,6 +465,7 @@ impl<P: Platform> PollGroup<P> {
             inbox,
             outbox,
             unsent: std::collections::VecDeque::with_capacity(64),
+            told: 0,
             doorbells: Vec::with_capacity(limits.channels as usize),
             chain: Vec::with_capacity(CHAIN_MAX + 1),
             completions: [WorkCompletion::EMPTY; REAP_MAX],
@@ -558,6 +561,12 @@ impl<P: Platform> PollGroup<P> {
     /// The trace, if one is recorded.
     pub fn trace_mut(&mut self) -> Option<&mut Trace> {
         self.trace.as_deref_mut()
+    }
+
+    /// Messages told to the coordinator so far.
+    #[must_use]
+    pub fn messages_told(&self) -> u64 {
+        self.told
     }
 
     /// The group's own counters.
@@ -666,6 +675,7 @@ impl<P: Platform> PollGroup<P> {
 
     /// Sends `message` to the coordinator, later if its queue is full.
     pub(crate) fn tell(&mut self, message: FromGroup) {
+        self.told += 1;
         self.unsent.push_back(message);
         self.flush_outbox();
     }
