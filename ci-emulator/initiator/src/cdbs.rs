@@ -215,18 +215,12 @@ mod tests {
         assert_eq!(read10(transfer), [0x28, 0x18, 1, 2, 3, 4, 0, 5, 6, 0]);
         assert_eq!(write10(Transfer::new(1, 2)), [0x2a, 0, 0, 0, 0, 1, 0, 0, 2, 0]);
         assert_eq!(read12(transfer), [0xa8, 0x18, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0]);
-        assert_eq!(
-            write16(transfer),
-            [0x8a, 0x18, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0],
-        );
+        assert_eq!(write16(transfer), [0x8a, 0x18, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0],);
         assert_eq!(synchronize_cache10(9, 3, true), [0x35, 2, 0, 0, 0, 9, 0, 0, 3, 0]);
         assert_eq!(inquiry(Some(0x83), 0x1ff), [0x12, 1, 0x83, 1, 0xff, 0]);
         assert_eq!(inquiry(None, 36), [0x12, 0, 0, 0, 36, 0]);
         assert_eq!(report_luns(2, 16), [0xa0, 0, 2, 0, 0, 0, 0, 0, 0, 16, 0, 0]);
-        assert_eq!(
-            read_capacity16(32),
-            [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
-        );
+        assert_eq!(read_capacity16(32), [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],);
         let page = ModePage { page: 0x3f, subpage: 0xff, control: 2, dbd: true };
         assert_eq!(mode_sense6(page, 7), [0x1a, 8, 0xbf, 0xff, 7, 0]);
         assert_eq!(mode_sense10(page, true, 0x102), [0x5a, 0x18, 0xbf, 0xff, 0, 0, 0, 1, 2, 0]);

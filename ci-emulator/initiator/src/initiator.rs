@@ -243,12 +243,8 @@ impl Initiator {
         let control = memory.claim(control_bytes).map_err(io::Error::other)?;
         let data = memory.claim(config.data_bytes.max(1)).map_err(io::Error::other)?;
         // Indirect tables lie in the send buffers, where a target may read them.
-        let control_remote = hca.register_remote(
-            control.segment(),
-            0,
-            control_bytes as u64,
-            RemoteAccess::READ,
-        )?;
+        let control_remote =
+            hca.register_remote(control.segment(), 0, control_bytes as u64, RemoteAccess::READ)?;
         let data_remote = hca.register_remote(
             data.segment(),
             0,
@@ -362,8 +358,9 @@ impl Initiator {
             Shape::Indirect { pieces } => {
                 split(&whole, pieces, &mut self.pieces);
                 // The table is the list in the IU itself.
-                let list_offset =
-                    CDB_OFFSET + command.cdb.len().next_multiple_of(4).max(16) + INDIRECT_HEAD_BYTES;
+                let list_offset = CDB_OFFSET
+                    + command.cdb.len().next_multiple_of(4).max(16)
+                    + INDIRECT_HEAD_BYTES;
                 BufferLayout::Indirect {
                     table_address: self.control_remote.base + (send_offset + list_offset) as u64,
                     table_key: self.control_remote.rkey,

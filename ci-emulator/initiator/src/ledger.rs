@@ -216,7 +216,10 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Command(Offer),
-    TaskManagement { scope: Scope, solicited: SolicitedNotification },
+    TaskManagement {
+        scope: Scope,
+        solicited: SolicitedNotification,
+    },
     /// Not answered by the target: logout, answers to the target, raw bytes.
     Unanswered,
 }
@@ -638,10 +641,7 @@ mod tests {
         }
         assert_eq!(ledger.claim_command(OFFER), Err(SubmitError::NoCredit));
         ledger.claim_task_management(Scope::Nothing, QUIET).unwrap();
-        assert_eq!(
-            ledger.claim_task_management(Scope::Nothing, QUIET),
-            Err(SubmitError::NoCredit)
-        );
+        assert_eq!(ledger.claim_task_management(Scope::Nothing, QUIET), Err(SubmitError::NoCredit));
         ledger.claim_unanswered().unwrap();
     }
 
@@ -707,15 +707,12 @@ mod tests {
         ledger.open(10);
         let before = ledger.claim_command(OFFER).unwrap();
         let elsewhere = ledger.claim_command(Offer { lun: [0; 8], ..OFFER }).unwrap();
-        let function =
-            ledger.claim_task_management(Scope::LogicalUnit(LUN), QUIET).unwrap();
+        let function = ledger.claim_task_management(Scope::LogicalUnit(LUN), QUIET).unwrap();
         let after = ledger.claim_command(OFFER).unwrap();
         let events = reply(&mut ledger, &function_complete(function, 2));
         let code = response_code::NO_FAILURE;
-        let expected = [
-            Event::Aborted { tag: before },
-            Event::TaskManagementResponse { tag: function, code },
-        ];
+        let expected =
+            [Event::Aborted { tag: before }, Event::TaskManagementResponse { tag: function, code }];
         assert_eq!(events, expected);
         assert_eq!(ledger.outstanding(), 2);
         reply(&mut ledger, &good(elsewhere));
@@ -732,8 +729,7 @@ mod tests {
         let command = ledger.claim_command(OFFER).unwrap();
         let function = ledger.claim_task_management(Scope::Task(command), QUIET).unwrap();
         let code = response_code::FUNCTION_FAILED;
-        let events =
-            reply(&mut ledger, &Response { response_code: Some(code), ..good(function) });
+        let events = reply(&mut ledger, &Response { response_code: Some(code), ..good(function) });
         assert_eq!(events, [Event::TaskManagementResponse { tag: function, code }]);
         assert_eq!(ledger.outstanding(), 1);
     }

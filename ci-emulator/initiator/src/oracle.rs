@@ -335,12 +335,13 @@ impl ModelDisk {
             return Err(Mismatch { lun, lba, found, allowed });
         };
         let possible = |candidate: &&Candidate| candidate.superseded.is_none_or(|at| at > begin);
-        let seen = candidates.iter().filter(possible).map(|candidate| candidate.version).find(
-            |version| match *version {
-                Version::INITIAL => self.initial.matches(self.lun, lba, found),
-                version => found == Content::Block { lun: self.lun, lba, version },
-            },
-        );
+        let seen =
+            candidates.iter().filter(possible).map(|candidate| candidate.version).find(|version| {
+                match *version {
+                    Version::INITIAL => self.initial.matches(self.lun, lba, found),
+                    version => found == Content::Block { lun: self.lun, lba, version },
+                }
+            });
         let Some(seen) = seen else {
             let allowed =
                 candidates.iter().filter(possible).map(|candidate| candidate.version).collect();
@@ -402,9 +403,7 @@ impl Initial {
     fn matches(self, lun: u16, lba: u64, found: Content) -> bool {
         match self {
             Self::Zeros => found == Content::Zeros,
-            Self::Generated => {
-                found == Content::Block { lun, lba, version: Version::INITIAL }
-            }
+            Self::Generated => found == Content::Block { lun, lba, version: Version::INITIAL },
             // Bytes that were there before may be anything but a version that was never written here.
             Self::Unknown => !matches!(found, Content::Block { .. }),
         }
