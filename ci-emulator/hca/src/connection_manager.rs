@@ -16,7 +16,13 @@ use crate::unix::UnixEnd;
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
     /// REQ: who asks, and everything the other end needs to reach it.
-    Request { endpoint: PeerGroup, queue_pair: Segment, ring_bytes: u32, peer: String, private_data: PrivateData },
+    Request {
+        endpoint: PeerGroup,
+        queue_pair: Segment,
+        ring_bytes: u32,
+        peer: String,
+        private_data: PrivateData,
+    },
     /// REP.
     Reply { endpoint: PeerGroup, private_data: PrivateData },
     /// RTU.

@@ -55,10 +55,7 @@ pub(crate) fn offer(
 }
 
 /// Takes an in-process service back.
-pub(crate) fn withdraw(
-    services: &Mutex<BTreeMap<String, Arc<Inbox<LocalEnd>>>>,
-    service: &str,
-) {
+pub(crate) fn withdraw(services: &Mutex<BTreeMap<String, Arc<Inbox<LocalEnd>>>>, service: &str) {
     services.lock().unwrap_or_else(PoisonError::into_inner).remove(service);
 }
 

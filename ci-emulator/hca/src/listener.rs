@@ -12,7 +12,7 @@ use crate::connection_manager::{Inbox, LocalEnd, Message, Received, Way};
 use crate::device::EmulatedDevice;
 use crate::fabric::{self, Fabric, Kind};
 use crate::shared::PeerGroup;
-use crate::unix::{UnixEnd, UnixListener};
+use crate::unix::UnixListener;
 
 /// A connection request (REQ received, nothing answered). Dropping it rejects without private data.
 #[derive(Debug)]
@@ -60,6 +60,9 @@ impl Drop for EmulatedConnection {
     }
 }
 
+/// Sockets are looked at in one of so many polls.
+const SOCKET_POLLS: u32 = 16;
+
 /// Offers one service of a device on a fabric, until it is dropped.
 #[derive(Debug)]
 pub struct EmulatedListener {
@@ -76,17 +79,13 @@ enum Place {
     },
     Unix {
         listener: UnixListener,
-        /// Accepted sockets whose REQ has not arrived yet.
-        unread: Vec<UnixEnd>,
+        /// Calls of `poll` since the last find, for the sockets' duty cycle.
+        polls: u32,
     },
 }
 
 impl EmulatedListener {
-    pub(crate) fn new(
-        device: &EmulatedDevice,
-        fabric: &Fabric,
-        service: &str,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(device: &EmulatedDevice, fabric: &Fabric, service: &str) -> io::Result<Self> {
         let place = match &fabric.0 {
             Kind::InProcess(services) => {
                 let inbox = Arc::new(Inbox::new(Some(HintLine::new()?)));
@@ -99,7 +98,7 @@ impl EmulatedListener {
             }
             Kind::Unix(directory) => Place::Unix {
                 listener: UnixListener::bind(&fabric::socket_path(directory, service))?,
-                unread: Vec::new(),
+                polls: 0,
             },
         };
         Ok(Self { device: device.clone(), place })
@@ -121,19 +120,16 @@ impl EmulatedListener {
                 let received = way.receive();
                 Some((way, received))
             }
-            Place::Unix { listener, unread } => {
-                while let Some(end) = listener.accept() {
-                    unread.push(end);
+            Place::Unix { listener, polls } => {
+                // System calls: not in every poll. Who sleeps on the descriptor polls until it is
+                // quiet again.
+                *polls = polls.wrapping_add(1);
+                if *polls % SOCKET_POLLS != 1 {
+                    return None;
                 }
-                for index in 0..unread.len() {
-                    match unread[index].receive() {
-                        Received::Nothing => {}
-                        received => {
-                            return Some((Way::Unix(unread.swap_remove(index)), received));
-                        }
-                    }
-                }
-                None
+                let (end, received) = listener.next()?;
+                *polls = 0;
+                Some((Way::Unix(end), received))
             }
         }
     }

@@ -186,10 +186,8 @@ pub(crate) fn look_up(
     }
     let entry = peer.layout.remote_key_offset(index);
     let key_word = peer.segment.atomic_u32(entry + RKEY)?;
-    let load_u64 =
-        |field| Some(peer.segment.atomic_u64(entry + field)?.load(Ordering::Acquire));
-    let load_u32 =
-        |field| Some(peer.segment.atomic_u32(entry + field)?.load(Ordering::Acquire));
+    let load_u64 = |field| Some(peer.segment.atomic_u64(entry + field)?.load(Ordering::Acquire));
+    let load_u32 = |field| Some(peer.segment.atomic_u32(entry + field)?.load(Ordering::Acquire));
     if key_word.load(Ordering::Acquire) != rkey {
         return None;
     }

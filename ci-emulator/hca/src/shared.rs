@@ -139,8 +139,7 @@ impl OwnGroup {
     /// there is none. Numbers may lie beyond the queue pairs that exist.
     pub(crate) fn take_activity(&self, mut each: impl FnMut(u32)) {
         for summary_index in 0..self.layout.summary_words() {
-            let summary =
-                double_word(&self.segment, self.layout.summary_offset(summary_index));
+            let summary = double_word(&self.segment, self.layout.summary_offset(summary_index));
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
             }
