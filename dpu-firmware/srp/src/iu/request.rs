@@ -14,6 +14,12 @@ use crate::wire::{self, opcode};
 const FIXED_CDB_BYTES: usize = 16;
 /// Where the CDB starts.
 const CDB_OFFSET: usize = 32;
+/// The formats byte of a command without data.
+const NO_DATA: u8 = 0;
+/// The formats byte of a command with one direct data-in descriptor.
+const DIRECT_IN: u8 = wire::format::DIRECT;
+/// The formats byte of a command with one direct data-out descriptor.
+const DIRECT_OUT: u8 = wire::format::DIRECT << 4;
 const _: () = assert!(CDB_OFFSET == core::mem::offset_of!(wire::Command, cdb));
 
 /// An IU from an initiator.
@@ -166,6 +172,30 @@ impl fmt::Display for CommandFault {
     }
 }
 
+/// What a parser says when it refuses a command. The same code is compiled twice: the data path's
+/// instance refuses without a word, because carrying reasons past every step would cost it half as
+/// many instructions again; a refused command is then parsed once more, for the reason.
+pub(crate) trait Refusal: Sized {
+    /// The refusal for `reason`.
+    fn because(reason: impl FnOnce() -> CommandFault) -> Self;
+}
+
+/// A refusal without a reason.
+struct Unexplained;
+
+impl Refusal for Unexplained {
+    #[inline]
+    fn because(_reason: impl FnOnce() -> CommandFault) -> Self {
+        Self
+    }
+}
+
+impl Refusal for CommandFault {
+    fn because(reason: impl FnOnce() -> CommandFault) -> Self {
+        reason()
+    }
+}
+
 /// Parses one IU from an initiator. Data path. Bytes behind the IU's last field are ignored, as are
 /// reserved fields.
 ///
@@ -175,45 +205,98 @@ impl fmt::Display for CommandFault {
 #[inline]
 pub fn parse(iu: &[u8]) -> Result<Request<'_>, IuError> {
     match iu.first() {
-        Some(&opcode::COMMAND) => parse_command(iu).map(Request::Command),
+        Some(&opcode::COMMAND) => {
+            let fixed: &wire::Command = header(iu)?;
+            match parse_command::<Unexplained>(fixed, iu) {
+                Ok(command) => Ok(Request::Command(command)),
+                Err(Unexplained) => explain(fixed, iu),
+            }
+        }
         Some(&opcode) => Ok(parse_rare(iu, opcode)?),
         None => Err(Malformed::Empty.into()),
     }
 }
 
+/// Finds the reason why a command was refused.
+#[cold]
+#[inline(never)]
+fn explain<'a>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Request<'a>, IuError> {
+    match parse_command::<CommandFault>(fixed, iu) {
+        Ok(command) => Ok(Request::Command(command)),
+        Err(reason) => Err(IuError::Command {
+            tag: fixed.tag.get(),
+            lun: fixed.lun,
+            solicited: SolicitedNotification::from_wire(fixed.solicited),
+            reason,
+        }),
+    }
+}
+
 #[inline]
-fn parse_command(iu: &[u8]) -> Result<Command<'_>, IuError> {
-    let command: &wire::Command = header(iu)?;
-    let fault = |reason| IuError::Command {
-        tag: command.tag.get(),
-        lun: command.lun,
-        solicited: SolicitedNotification::from_wire(command.solicited),
-        reason,
-    };
+fn parse_command<'a, R: Refusal>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Command<'a>, R> {
     // The low two bits are reserved: the field counts bytes, in dwords.
-    let additional_bytes = command.additional_cdb & !3;
+    let additional_bytes = fixed.additional_cdb & !3;
     let cdb_bytes = FIXED_CDB_BYTES.saturating_add(additional_bytes.into());
     let descriptors_offset = CDB_OFFSET.saturating_add(cdb_bytes);
     let Some(cdb) = iu.get(CDB_OFFSET..descriptors_offset) else {
-        let iu_bytes = u32::try_from(iu.len()).unwrap_or(u32::MAX);
-        return Err(fault(CommandFault::CdbBeyondIu { additional_bytes, iu_bytes }));
+        return Err(R::because(|| CommandFault::CdbBeyondIu {
+            additional_bytes,
+            iu_bytes: u32::try_from(iu.len()).unwrap_or(u32::MAX),
+        }));
     };
-    // Data-out descriptors come first (SRP 6.8).
-    let (data_out, data_in_offset) =
-        descriptor::parse(iu, descriptors_offset, command.formats >> 4, command.data_out_count)
-            .map_err(|reason| fault(CommandFault::DataOut(reason)))?;
-    let (data_in, _) =
-        descriptor::parse(iu, data_in_offset, command.formats & 0x0f, command.data_in_count)
-            .map_err(|reason| fault(CommandFault::DataIn(reason)))?;
-    Ok(Command {
-        tag: command.tag.get(),
-        lun: command.lun,
-        attribute: attribute_from_wire(command.attribute),
-        solicited: SolicitedNotification::from_wire(command.solicited),
+    let command = |data_out, data_in| Command {
+        tag: fixed.tag.get(),
+        lun: fixed.lun,
+        attribute: attribute_from_wire(fixed.attribute),
+        solicited: SolicitedNotification::from_wire(fixed.solicited),
         cdb,
         data_out,
         data_in,
-    })
+    };
+    // The usual commands have no data or one direct descriptor. Built in arms of their own they cost
+    // half the instructions: nothing is shuffled for buffers that they do not have.
+    match fixed.formats {
+        NO_DATA => Ok(command(DataBuffer::None, DataBuffer::None)),
+        DIRECT_IN => {
+            let (data_in, _) =
+                descriptor::parse_direct(iu, descriptors_offset, CommandFault::DataIn)?;
+            Ok(command(DataBuffer::None, data_in))
+        }
+        DIRECT_OUT => {
+            let (data_out, _) =
+                descriptor::parse_direct(iu, descriptors_offset, CommandFault::DataOut)?;
+            Ok(command(data_out, DataBuffer::None))
+        }
+        _ => {
+            let (data_out, data_in) = parse_buffers(fixed, iu, descriptors_offset)?;
+            Ok(command(data_out, data_in))
+        }
+    }
+}
+
+/// Both buffers, whatever their formats.
+#[inline(never)]
+fn parse_buffers<R: Refusal>(
+    fixed: &wire::Command,
+    iu: &[u8],
+    offset: usize,
+) -> Result<(DataBuffer, DataBuffer), R> {
+    // Data-out descriptors come first (SRP 6.8).
+    let (data_out, data_in_offset) = descriptor::parse(
+        iu,
+        offset,
+        fixed.formats >> 4,
+        fixed.data_out_count,
+        CommandFault::DataOut,
+    )?;
+    let (data_in, _) = descriptor::parse(
+        iu,
+        data_in_offset,
+        fixed.formats & 0x0f,
+        fixed.data_in_count,
+        CommandFault::DataIn,
+    )?;
+    Ok((data_out, data_in))
 }
 
 /// Everything that is not a command.
