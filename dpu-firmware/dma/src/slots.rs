@@ -154,3 +154,6 @@ impl<T> Slots<T> {
 const fn is_live(generation: u32) -> bool {
     generation & 1 == 1
 }
+
+#[cfg(test)]
+mod tests;
