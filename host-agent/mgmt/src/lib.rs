@@ -25,6 +25,7 @@
 pub mod attributes;
 pub mod diagnostic;
 pub mod reader;
+pub mod snapshot;
 pub mod syntax;
 pub mod tree;
 pub mod writer;

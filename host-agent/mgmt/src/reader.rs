@@ -11,8 +11,11 @@ use crate::diagnostic::{Collector, Diagnostic, Place, Refused};
 use crate::syntax::{self, Statement, TEXT_BYTES_MAX, Word};
 use crate::tree::{Device, Driver, Group, Handler, LUN_MAX, Lun, Luns, Target, Tree};
 
-/// Longest name in bytes: it is a directory entry of the management tree (Linux: NAME_MAX).
-pub const NAME_BYTES_MAX: usize = 255;
+/// Longest name of a device in bytes.
+pub const DEVICE_NAME_BYTES_MAX: usize = 64;
+
+/// Longest name of anything else in bytes: that of an iSCSI or SRP port (RFC 7143 4.2.7.1).
+pub const NAME_BYTES_MAX: usize = 223;
 
 /// Reads the bytes of a configuration file. `file` is only what messages call it. Gives the tree and the warnings, or
 /// every mistake.
@@ -464,10 +467,11 @@ impl Reader<'_> {
 
     fn check_name(&mut self, name: &Word, what: &str, reserved: &[&str]) {
         let text = name.text.as_str();
+        let bytes_max = if what == "device" { DEVICE_NAME_BYTES_MAX } else { NAME_BYTES_MAX };
         let reason = if text.is_empty() {
             format!("the {what}'s name is empty")
-        } else if text.len() > NAME_BYTES_MAX {
-            format!("the {what}'s name has {} bytes, and {NAME_BYTES_MAX} is the most", text.len())
+        } else if text.len() > bytes_max {
+            format!("the {what}'s name has {} bytes, and {bytes_max} is the most", text.len())
         } else if text.contains('/') {
             format!("{what} name `{text}` contains `/`")
         } else if text.contains('\t') {
