@@ -29,7 +29,10 @@ struct Api {
 }
 
 impl Api {
-    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Status> {
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, Status> {
         let (answer, answered) = oneshot::channel();
         let gone = || Status::unavailable("the agent is stopping; try again when it runs");
         self.engine.send(ToEngine::Ask(question(answer))).await.map_err(|_| gone())?;

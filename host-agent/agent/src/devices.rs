@@ -38,7 +38,8 @@ pub(crate) fn media(devices: &BTreeMap<String, Open>) -> BTreeMap<String, Medium
 
 fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
     // The reader of the configuration refuses a device with a file but without a filename.
-    let filename = || device.filename.as_deref().with_context(|| format!("device {name}: no filename"));
+    let filename =
+        || device.filename.as_deref().with_context(|| format!("device {name}: no filename"));
     let (open, warnings): (Open, Vec<String>) = match device.handler {
         Handler::FileIo => {
             let parameters = vdisk_fileio::Parameters {

@@ -56,8 +56,8 @@ impl Notes {
     fn parse(bytes: &[u8; NOTES_BYTES]) -> Option<Self> {
         let word = |at: usize| bytes[at..].first_chunk().map(|chunk| u32::from_le_bytes(*chunk));
         let long = |at: usize| bytes[at..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
-        let whole = bytes[..4] == NOTES_MAGIC
-            && word(24) == Some(lunar_mgmt::tree::crc32(&bytes[..24]));
+        let whole =
+            bytes[..4] == NOTES_MAGIC && word(24) == Some(lunar_mgmt::tree::crc32(&bytes[..24]));
         whole.then_some(())?;
         Some(Self {
             agent_epoch: long(4)?,
@@ -106,7 +106,10 @@ fn store(directory: &Path, epoch: u64) -> anyhow::Result<()> {
         File::open(directory)?.sync_all()
     };
     write().with_context(|| {
-        format!("the state directory `{}` cannot be written: see that it exists", directory.display())
+        format!(
+            "the state directory `{}` cannot be written: see that it exists",
+            directory.display()
+        )
     })
 }
 

@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn percentiles_are_the_end_of_the_bucket_their_rank_falls_into() {
-        let figures = figures("device", "d", &histogram(&[(10, 990), (1000, 9), (50_000, 1)])).unwrap();
+        let figures =
+            figures("device", "d", &histogram(&[(10, 990), (1000, 9), (50_000, 1)])).unwrap();
         assert_eq!((figures.count, figures.p50_ns, figures.p99_ns), (1000, 10, 10));
         assert!((1000..1064).contains(&figures.p999_ns), "{}", figures.p999_ns);
         assert_eq!(figures.max_ns, 50_000);

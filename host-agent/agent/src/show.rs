@@ -30,7 +30,7 @@ pub(crate) fn reply(sources: &Sources<'_>) -> wire::ShowReply {
     card.uptime_ns = statistics.uptime_ns;
     let names = sources.handles;
     wire::ShowReply {
-        card,
+        card: Some(card),
         targets: targets(sources, statistics),
         luns: luns(sources, statistics),
         nexuses: statistics.nexuses.iter().map(|nexus| self::nexus(names, nexus)).collect(),
