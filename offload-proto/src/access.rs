@@ -57,3 +57,6 @@ fn matches_plain(pattern: &str, name: &str) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

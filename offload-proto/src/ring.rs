@@ -567,3 +567,6 @@ impl RingLayout {
         self.entry_base().saturating_add((self.slots as u64).saturating_mul(ENTRY_BYTES as u64))
     }
 }
+
+#[cfg(test)]
+mod tests;
