@@ -1,0 +1,300 @@
+//! The device server (SAM-6 4.5): one command and one logical unit in, what to do out; later, what became of
+//! it in, the ending out. Pending unit attentions, task sets and access are checked by the caller first.
+
+mod mode;
+mod parameter;
+mod vpd;
+
+pub use parameter::{Parameter, fill};
+
+use crate::cdb::{self, Command, ModeSense, PageControl, Transfer};
+use crate::sense::Sense;
+use crate::status::Status;
+use crate::unit::LogicalUnit;
+
+/// Work for the backend. Ranges are inside the capacity that the unit had at [`begin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockOperation {
+    /// Blocks to the initiator.
+    Read {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+    },
+    /// Blocks from the initiator.
+    Write {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+        /// On the medium before the operation ends.
+        fua: bool,
+    },
+    /// The range is on the medium before the operation ends.
+    Flush {
+        /// First block.
+        lba: u64,
+        /// Blocks; zero: to the end of the medium.
+        blocks: u32,
+    },
+}
+
+/// What a command comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is over: GOOD, or CHECK CONDITION with this sense data.
+    Done(Result<(), Sense>),
+    /// Parameter data goes to the initiator: claim [`Parameter::length_max`] bytes and call [`fill`].
+    Parameter(Parameter),
+    /// The backend has to act; [`finish`] then gives the ending.
+    Block(BlockOperation),
+    /// The host agent executes the CDB.
+    Forward,
+}
+
+// Both are returned by value for every command.
+const _: () = assert!(size_of::<Verdict>() <= 40);
+const _: () = assert!(size_of::<Command>() <= 24);
+
+/// How the backend's part of a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockOutcome {
+    /// All of it done.
+    Done,
+    /// A block could not be read.
+    MediumReadError {
+        /// The first such block.
+        lba: u64,
+    },
+    /// A block could not be written.
+    MediumWriteError {
+        /// The first such block.
+        lba: u64,
+    },
+    /// The backing refuses writes.
+    WriteProtected,
+    /// The backing of a thin unit is full.
+    NoSpace,
+    /// Nobody there to execute it at the moment; it was not started.
+    Unavailable,
+    /// The unit is changing hands; it was not started.
+    Transitioning,
+    /// Whoever executed it is gone; whether it was executed is unknown.
+    Lost,
+    /// The backend failed in another way.
+    HardwareError,
+    /// Cancelled before it had any effect.
+    Cancelled,
+    /// The backing is shorter than the unit.
+    OutOfRange,
+}
+
+/// What the initiator is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// This status, no sense data.
+    Status(Status),
+    /// CHECK CONDITION with this sense data.
+    Sense(Sense),
+}
+
+/// Parses a CDB and decides: the data path's entry. An unknown command is [`Verdict::Forward`] where the
+/// unit forwards. The command is `None` if there is none that [`cdb::parse`] knows.
+#[inline]
+pub fn begin_cdb(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    cdb: &[u8],
+) -> (Option<Command>, Verdict) {
+    match cdb::parse(cdb) {
+        Ok(command) => (Some(command), begin(unit, lun_read_only, &command)),
+        Err(sense) => (None, refuse(unit, sense)),
+    }
+}
+
+#[cold]
+fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
+    if unit.forwards && sense.asc == Sense::INVALID_COMMAND_OPERATION_CODE.asc {
+        Verdict::Forward
+    } else {
+        Verdict::Done(Err(sense))
+    }
+}
+
+/// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for this I_T
+/// nexus, whatever it is itself.
+#[inline]
+pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
+    match *command {
+        Command::Read(transfer) => match check_transfer(unit, &transfer) {
+            Ok(()) if transfer.blocks != 0 => {
+                Verdict::Block(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
+            }
+            done => Verdict::Done(done),
+        },
+        Command::Write(transfer) => {
+            if unit.read_only || lun_read_only {
+                return Verdict::Done(Err(Sense::WRITE_PROTECTED));
+            }
+            match check_transfer(unit, &transfer) {
+                Ok(()) if transfer.blocks != 0 => Verdict::Block(BlockOperation::Write {
+                    lba: transfer.lba,
+                    blocks: transfer.blocks,
+                    fua: transfer.fua,
+                }),
+                done => Verdict::Done(done),
+            }
+        }
+        Command::TestUnitReady => Verdict::Done(Ok(())),
+        Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
+        Command::ReportLuns { select, allocation } => report_luns(select, allocation),
+        Command::ReadCapacity10 => Verdict::Parameter(Parameter::ReadCapacity10),
+        Command::ReadCapacity16 { allocation } => {
+            Verdict::Parameter(Parameter::ReadCapacity16 { allocation })
+        }
+        // With IMMED the status may come before the cache is flushed; it never does.
+        Command::SynchronizeCache { lba, blocks, immediate: _ } => {
+            match check_range(unit, lba, blocks) {
+                Ok(()) => Verdict::Block(BlockOperation::Flush { lba, blocks }),
+                Err(sense) => Verdict::Done(Err(sense)),
+            }
+        }
+        Command::ModeSense(sense) => mode_sense(unit, lun_read_only, sense),
+        Command::RequestSense { descriptor_format, allocation } => {
+            Verdict::Parameter(Parameter::RequestSense { descriptor_format, allocation })
+        }
+        Command::StartStopUnit { power_condition, start, load_eject, no_flush, immediate: _ } => {
+            start_stop(unit, power_condition, start, load_eject, no_flush)
+        }
+    }
+}
+
+/// Decides for a LUN that leads to no unit (SAM-6 5.13): INQUIRY, REPORT LUNS and REQUEST SENSE are answered,
+/// everything else is LOGICAL UNIT NOT SUPPORTED.
+pub fn begin_absent(cdb: &[u8]) -> Verdict {
+    match cdb::parse(cdb) {
+        // Nothing but the list of pages says something about a unit that is not there.
+        Ok(Command::Inquiry { vpd: Some(page), .. }) if page != vpd::SUPPORTED_PAGES => {
+            Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None)))
+        }
+        Ok(Command::Inquiry { vpd, allocation }) => inquiry(vpd, allocation),
+        Ok(Command::ReportLuns { select, allocation }) => report_luns(select, allocation),
+        Ok(Command::RequestSense { descriptor_format, allocation }) => {
+            Verdict::Parameter(Parameter::RequestSense { descriptor_format, allocation })
+        }
+        _ => Verdict::Done(Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED)),
+    }
+}
+
+/// The one place where a backend's outcome becomes protocol status.
+#[inline]
+#[must_use]
+pub fn finish(outcome: BlockOutcome) -> Ending {
+    match outcome {
+        BlockOutcome::Done => Ending::Status(Status::Good),
+        _ => finish_failed(outcome),
+    }
+}
+
+#[cold]
+fn finish_failed(outcome: BlockOutcome) -> Ending {
+    match outcome {
+        BlockOutcome::Done => Ending::Status(Status::Good),
+        BlockOutcome::MediumReadError { lba } => {
+            Ending::Sense(Sense::MEDIUM_ERROR_READ.with_information(lba))
+        }
+        BlockOutcome::MediumWriteError { lba } => {
+            Ending::Sense(Sense::MEDIUM_ERROR_WRITE.with_information(lba))
+        }
+        BlockOutcome::WriteProtected => Ending::Sense(Sense::WRITE_PROTECTED),
+        BlockOutcome::NoSpace => Ending::Sense(Sense::SPACE_ALLOCATION_FAILED),
+        BlockOutcome::Unavailable => Ending::Status(Status::Busy),
+        BlockOutcome::Transitioning => Ending::Sense(Sense::NOT_READY_TRANSITIONING),
+        BlockOutcome::Lost => Ending::Sense(Sense::OUTCOME_LOST),
+        BlockOutcome::HardwareError => Ending::Sense(Sense::INTERNAL_TARGET_FAILURE),
+        BlockOutcome::Cancelled => Ending::Status(Status::TaskAborted),
+        BlockOutcome::OutOfRange => Ending::Sense(Sense::LBA_OUT_OF_RANGE),
+    }
+}
+
+/// FUA and DPO, the length and the range of a READ or WRITE.
+#[inline]
+fn check_transfer(unit: &LogicalUnit, transfer: &Transfer) -> Result<(), Sense> {
+    // SBC-4 6.5.1: with DPOFUA zero neither bit is supported.
+    if (transfer.fua || transfer.dpo) && !unit.fua {
+        let bit = if transfer.dpo { 4 } else { 3 };
+        return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(bit)));
+    }
+    // SBC-4 6.6.4: a transfer above MAXIMUM TRANSFER LENGTH is refused.
+    if unit.maximum_transfer_blocks != 0 && transfer.blocks > unit.maximum_transfer_blocks {
+        let byte = u16::from(transfer.length_byte);
+        return Err(Sense::INVALID_FIELD_IN_CDB.with_field(byte, None));
+    }
+    check_range(unit, transfer.lba, transfer.blocks)
+}
+
+/// The range must lie on the medium. An empty one may begin right behind it.
+#[inline]
+fn check_range(unit: &LogicalUnit, lba: u64, blocks: u32) -> Result<(), Sense> {
+    match unit.blocks.checked_sub(lba) {
+        Some(room) if u64::from(blocks) <= room => Ok(()),
+        _ => Err(Sense::LBA_OUT_OF_RANGE.with_information(lba.max(unit.blocks))),
+    }
+}
+
+fn inquiry(page: Option<u8>, allocation: u16) -> Verdict {
+    match page {
+        None => Verdict::Parameter(Parameter::StandardInquiry { allocation }),
+        Some(page) if vpd::PAGES.contains(&page) => {
+            Verdict::Parameter(Parameter::VitalProductData { page, allocation })
+        }
+        Some(_) => Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None))),
+    }
+}
+
+fn report_luns(select: u8, allocation: u32) -> Verdict {
+    match select {
+        parameter::SELECT_ADDRESSED | parameter::SELECT_WELL_KNOWN | parameter::SELECT_ALL => {
+            Verdict::Parameter(Parameter::ReportLuns { select, allocation })
+        }
+        // The rest is about conglomerates, which there are none of.
+        _ => Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None))),
+    }
+}
+
+fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verdict {
+    if sense.control == PageControl::Saved {
+        let saved = Sense::SAVING_PARAMETERS_NOT_SUPPORTED.with_field(2, Some(7));
+        return Verdict::Done(Err(saved));
+    }
+    match mode::check(sense.page, sense.subpage) {
+        Ok(()) => Verdict::Parameter(Parameter::ModeSense {
+            sense,
+            write_protected: unit.read_only || lun_read_only,
+        }),
+        Err(sense) => Verdict::Done(Err(sense)),
+    }
+}
+
+/// SBC-4 5.31. There is no motor and no tray: stopping means flushing, everything else is a no-operation, and
+/// what would need power conditions or ejecting a medium is refused.
+fn start_stop(
+    unit: &LogicalUnit,
+    power_condition: u8,
+    start: bool,
+    load_eject: bool,
+    no_flush: bool,
+) -> Verdict {
+    if power_condition != 0 {
+        return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(4, Some(7))));
+    }
+    if load_eject && !(unit.removable && start) {
+        return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(4, Some(1))));
+    }
+    if start || no_flush {
+        Verdict::Done(Ok(()))
+    } else {
+        Verdict::Block(BlockOperation::Flush { lba: 0, blocks: 0 })
+    }
+}
