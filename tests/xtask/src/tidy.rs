@@ -8,7 +8,11 @@ use anyhow::Result;
 use crate::source::{self, Source};
 
 /// The only files that may hold unsafe code, each with what makes it unavoidable.
-const UNSAFE_FILES: &[(&str, &str)] = &[];
+const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("ci-emulator/pcie/src/segment.rs", "memory mapped into several processes has no owner"),
+    ("handlers/src/memory.rs", "an arena is mapped memory that the card writes to as well"),
+    ("handlers/src/uring.rs", "the kernel reads and writes buffers after the call has returned"),
+];
 
 /// Crates that decide: arguments in, values out. They survive any input.
 const DECIDING: &[&str] = &[
@@ -80,8 +84,9 @@ const EMPTY_NAMES: &[&str] = &["info", "buf", "common", "internal", "stuff", "tm
 /// What a name must not begin with: every function processes something and does something.
 const EMPTY_BEGINNINGS: &[&str] = &["process_", "do_"];
 
-/// The longest line, in characters. rustfmt keeps code to 100; this is for what it leaves alone.
-const LINE_CHARACTERS_MAX: usize = 120;
+/// The longest line, in characters. rustfmt keeps code to 100; this is for the comments that it leaves
+/// alone. A literal may be as long as what it shows.
+const LINE_CHARACTERS_MAX: usize = 130;
 
 /// Checks every Rust file under `root`.
 pub fn check(root: &Path) -> Result<Vec<String>> {
@@ -138,7 +143,7 @@ fn check_text(source: &Source, findings: &mut Findings<'_>) {
     }
     for (index, line) in source.text.lines().enumerate() {
         let characters = line.chars().count();
-        if characters > LINE_CHARACTERS_MAX {
+        if characters > LINE_CHARACTERS_MAX && !line.contains('"') {
             findings.add(
                 index + 1,
                 format!("{characters} characters, {LINE_CHARACTERS_MAX} are the most"),
