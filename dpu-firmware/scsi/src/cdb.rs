@@ -1,5 +1,5 @@
-//! Command descriptor blocks: any bytes in, one of a closed set of commands or the reason why not out.
-//! What can be judged without a logical unit is judged here; the rest is the device server's.
+//! Command descriptor blocks: any bytes in, one of a closed set of commands or the reason why not
+//! out. What can be judged without a logical unit is judged here; the rest is the device server's.
 
 use crate::sense::Sense;
 
@@ -27,40 +27,40 @@ pub mod opcode {
     pub const WRITE_12: u8 = 0xAA;
 }
 
-/// The service action of [`opcode::SERVICE_ACTION_IN_16`] that is READ CAPACITY (16) (SBC-4 5.21).
+/// The service action of [`opcode::SERVICE_ACTION_IN_16`] that is READ CAPACITY (16) (SBC-4).
 const READ_CAPACITY_16: u8 = 0x10;
 
 /// A command that the device server knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// TEST UNIT READY (SPC-6 6.49).
+    /// TEST UNIT READY (SPC-6).
     TestUnitReady,
-    /// INQUIRY (SPC-6 6.7).
+    /// INQUIRY (SPC-6).
     Inquiry {
         /// The vital product data page asked for; `None`: standard INQUIRY data.
         vpd: Option<u8>,
         /// ALLOCATION LENGTH, bytes.
         allocation: u16,
     },
-    /// REPORT LUNS (SPC-6 6.33).
+    /// REPORT LUNS (SPC-6).
     ReportLuns {
         /// SELECT REPORT.
         select: u8,
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
-    /// READ CAPACITY (10) (SBC-4 5.20). Its LBA and PMI are obsolete and ignored.
+    /// READ CAPACITY (10) (SBC-4). Its LBA and PMI are obsolete and ignored.
     ReadCapacity10,
-    /// READ CAPACITY (16) (SBC-4 5.21). Its LBA and PMI are obsolete and ignored.
+    /// READ CAPACITY (16) (SBC-4). Its LBA and PMI are obsolete and ignored.
     ReadCapacity16 {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
-    /// READ (6), (10), (12), (16) (SBC-4 5.15 to 5.18).
+    /// READ (6), (10), (12), (16) (SBC-4).
     Read(Transfer),
-    /// WRITE (6), (10), (12), (16) (SBC-4 5.39 to 5.42).
+    /// WRITE (6), (10), (12), (16) (SBC-4).
     Write(Transfer),
-    /// SYNCHRONIZE CACHE (10), (16) (SBC-4 5.33, 5.34).
+    /// SYNCHRONIZE CACHE (10), (16) (SBC-4).
     SynchronizeCache {
         /// First block.
         lba: u64,
@@ -69,16 +69,16 @@ pub enum Command {
         /// IMMED.
         immediate: bool,
     },
-    /// MODE SENSE (6), (10) (SPC-6 6.15, 6.16).
+    /// MODE SENSE (6), (10) (SPC-6).
     ModeSense(ModeSense),
-    /// REQUEST SENSE (SPC-6 6.39).
+    /// REQUEST SENSE (SPC-6).
     RequestSense {
         /// DESC.
         descriptor_format: bool,
         /// ALLOCATION LENGTH, bytes.
         allocation: u8,
     },
-    /// START STOP UNIT (SBC-4 5.31).
+    /// START STOP UNIT (SBC-4).
     StartStopUnit {
         /// POWER CONDITION; zero: START_VALID, what `start` and `load_eject` say.
         power_condition: u8,
@@ -98,8 +98,8 @@ pub enum Command {
 pub struct Transfer {
     /// First block.
     pub lba: u64,
-    /// Blocks; zero: nothing is transferred, which is not an error (the 256 that a zero means in the
-    /// 6-byte commands is spelled out here).
+    /// Blocks; zero: nothing is transferred, which is not an error (the 256 that a zero means in
+    /// the 6-byte commands is spelled out here).
     pub blocks: u32,
     /// FUA.
     pub fua: bool,
@@ -128,7 +128,7 @@ pub struct ModeSense {
     pub llbaa: bool,
 }
 
-/// PC: which values MODE SENSE asks for (SPC-6 6.15.2).
+/// PC: which values MODE SENSE asks for (SPC-6, page control).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageControl {
     /// The values in force.
@@ -142,8 +142,9 @@ pub enum PageControl {
 }
 
 impl Command {
-    /// True where a pending unit attention is neither reported nor cleared by this command: INQUIRY, REPORT
-    /// LUNS and REQUEST SENSE (SAM-6 5.14.1; REQUEST SENSE then reports it as parameter data).
+    /// True where a pending unit attention is neither reported nor cleared by this command:
+    /// INQUIRY, REPORT LUNS and REQUEST SENSE (SAM-6 5.14; REQUEST SENSE then reports it as
+    /// parameter data).
     #[must_use]
     #[inline]
     pub fn ignores_unit_attention(&self) -> bool {
@@ -158,7 +159,7 @@ impl Command {
     }
 }
 
-/// NACA in the CONTROL byte (SAM-6 5.2).
+/// NACA (SAM-6, CONTROL byte).
 const NACA: u8 = 0x04;
 const NACA_BIT: u8 = 2;
 /// In byte 1 of READ and WRITE of 10, 12 and 16 bytes.
@@ -170,12 +171,11 @@ const FUA: u8 = 0x08;
 /// What a CDB says. Bytes after the command's own are ignored: SRP always carries at least sixteen.
 ///
 /// # Errors
-/// INVALID COMMAND OPERATION CODE for a command that is not in [`Command`], an unknown service action
-/// included. INVALID FIELD IN CDB with the field pointer for: a CDB shorter than its command (the pointer is
-/// where it ends), NACA (no ACA here: NORMACA is zero in INQUIRY), RDPROTECT or WRPROTECT (no protection
-/// information: PROTECT is zero in INQUIRY), CMDDT, and a page code without EVPD. Reserved fields are not
-/// looked at, which SPC-6 4.2.2 leaves free.
-#[inline]
+/// INVALID COMMAND OPERATION CODE for a command that is not in [`Command`], an unknown service
+/// action included. INVALID FIELD IN CDB with the field pointer for: a CDB shorter than its command
+/// (the pointer is where it ends), NACA (no ACA here: NORMACA is zero in INQUIRY), RDPROTECT or
+/// WRPROTECT (no protection information: PROTECT is zero in INQUIRY), CMDDT, and a page code
+/// without EVPD. Reserved fields are not looked at, which SPC-6 leaves free.
 pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
     let Some(&operation) = cdb.first() else {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(0, None));
@@ -185,14 +185,6 @@ pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
         opcode::WRITE_10 => read_write_10(cdb).map(Command::Write),
         opcode::READ_16 => read_write_16(cdb).map(Command::Read),
         opcode::WRITE_16 => read_write_16(cdb).map(Command::Write),
-        _ => parse_rare(operation, cdb),
-    }
-}
-
-/// Everything but the READs and WRITEs that today's initiators use, kept out of line.
-#[inline(never)]
-fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
-    match operation {
         opcode::READ_6 => read_write_6(cdb).map(Command::Read),
         opcode::WRITE_6 => read_write_6(cdb).map(Command::Write),
         opcode::READ_12 => read_write_12(cdb).map(Command::Read),
@@ -270,6 +262,19 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
     }
 }
 
+/// What [`parse`] says of the commands that nearly all are, READ and WRITE of 10 and 16 bytes, if
+/// it accepts them. Separate because as a part of [`parse`] they pay for the results of all others.
+#[inline]
+pub(crate) fn parse_common(cdb: &[u8]) -> Option<Command> {
+    match *cdb.first()? {
+        opcode::READ_10 => read_write_10(cdb).ok().map(Command::Read),
+        opcode::WRITE_10 => read_write_10(cdb).ok().map(Command::Write),
+        opcode::READ_16 => read_write_16(cdb).ok().map(Command::Read),
+        opcode::WRITE_16 => read_write_16(cdb).ok().map(Command::Write),
+        _ => None,
+    }
+}
+
 /// The command's own bytes, with its CONTROL byte, the last one, checked.
 #[inline]
 fn fixed<const LENGTH: usize>(cdb: &[u8]) -> Result<&[u8; LENGTH], Sense> {
@@ -288,7 +293,7 @@ fn pointer(position: usize) -> u16 {
     u16::try_from(position).unwrap_or(u16::MAX)
 }
 
-/// SBC-4 5.15, 5.39: no DPO, no FUA, 21 bits of LBA, and a length of zero is 256.
+/// SBC-4, READ (6) and WRITE (6): no DPO, no FUA, 21 bits of LBA, and a length of zero is 256.
 fn read_write_6(cdb: &[u8]) -> Result<Transfer, Sense> {
     let [_, l0, l1, l2, length, _] = *fixed::<6>(cdb)?;
     Ok(Transfer {
@@ -320,7 +325,7 @@ fn read_write_16(cdb: &[u8]) -> Result<Transfer, Sense> {
     transfer(flags, lba, u32::from_be_bytes([b0, b1, b2, b3]), 10)
 }
 
-/// Byte 1 is the same in the 10, 12 and 16-byte commands (SBC-4 5.16).
+/// Byte 1 is the same in the 10, 12 and 16-byte commands (SBC-4, READ (10)).
 #[inline]
 fn transfer(flags: u8, lba: u64, blocks: u32, length_byte: u8) -> Result<Transfer, Sense> {
     if flags & PROTECT != 0 {
@@ -329,7 +334,7 @@ fn transfer(flags: u8, lba: u64, blocks: u32, length_byte: u8) -> Result<Transfe
     Ok(Transfer { lba, blocks, fua: flags & FUA != 0, dpo: flags & DPO != 0, length_byte })
 }
 
-/// SPC-6 6.7.1.
+/// SPC-6, INQUIRY.
 fn inquiry(cdb: &[u8]) -> Result<Command, Sense> {
     let [_, flags, page, high, low, _] = *fixed::<6>(cdb)?;
     if flags & 0x02 != 0 {
@@ -343,7 +348,8 @@ fn inquiry(cdb: &[u8]) -> Result<Command, Sense> {
     Ok(Command::Inquiry { vpd: evpd.then_some(page), allocation: u16::from_be_bytes([high, low]) })
 }
 
-/// SBC-4 5.21. Other service actions are commands of their own, which are not known here.
+/// SBC-4, READ CAPACITY (16). Other service actions are commands of their own, which are not known
+/// here.
 fn read_capacity_16(cdb: &[u8]) -> Result<Command, Sense> {
     if let Some(action) = cdb.get(1)
         && action & 0x1F != READ_CAPACITY_16

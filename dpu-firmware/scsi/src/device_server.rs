@@ -1,5 +1,6 @@
-//! The device server (SAM-6 4.5): one command and one logical unit in, what to do out; later, what became of
-//! it in, the ending out. Pending unit attentions, task sets and access are checked by the caller first.
+//! The device server of SAM-6: one command and one logical unit in, what to do out; later, what
+//! became of it in, the ending out. Pending unit attentions, task sets and access are checked by
+//! the caller first.
 
 mod mode;
 mod parameter;
@@ -45,7 +46,8 @@ pub enum BlockOperation {
 pub enum Verdict {
     /// It is over: GOOD, or CHECK CONDITION with this sense data.
     Done(Result<(), Sense>),
-    /// Parameter data goes to the initiator: claim [`Parameter::length_max`] bytes and call [`fill`].
+    /// Parameter data goes to the initiator: claim [`Parameter::length_max`] bytes and call
+    /// [`fill`].
     Parameter(Parameter),
     /// The backend has to act; [`finish`] then gives the ending.
     Block(BlockOperation),
@@ -99,10 +101,26 @@ pub enum Ending {
     Sense(Sense),
 }
 
-/// Parses a CDB and decides: the data path's entry. An unknown command is [`Verdict::Forward`] where the
-/// unit forwards. The command is `None` if there is none that [`cdb::parse`] knows.
+/// Parses a CDB and decides: the data path's entry. An unknown command is [`Verdict::Forward`]
+/// where the unit forwards. The command is `None` if there is none that [`cdb::parse`] knows.
 #[inline]
 pub fn begin_cdb(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    cdb: &[u8],
+) -> (Option<Command>, Verdict) {
+    // Nearly every command ends here. Nothing on this path builds sense data, which is what keeps
+    // it short.
+    if let Some(command) = cdb::parse_common(cdb)
+        && let Some(operation) = block_operation(unit, lun_read_only, &command)
+    {
+        return (Some(command), Verdict::Block(operation));
+    }
+    begin_rare_cdb(unit, lun_read_only, cdb)
+}
+
+#[inline(never)]
+fn begin_rare_cdb(
     unit: &LogicalUnit,
     lun_read_only: bool,
     cdb: &[u8],
@@ -113,7 +131,6 @@ pub fn begin_cdb(
     }
 }
 
-#[cold]
 fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
     if unit.forwards && sense.asc == Sense::INVALID_COMMAND_OPERATION_CODE.asc {
         Verdict::Forward
@@ -122,30 +139,18 @@ fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
     }
 }
 
-/// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for this I_T
-/// nexus, whatever it is itself.
-#[inline]
+/// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for
+/// this I_T nexus, whatever it is itself.
 pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
+    if let Some(operation) = block_operation(unit, lun_read_only, command) {
+        return Verdict::Block(operation);
+    }
     match *command {
-        Command::Read(transfer) => match check_transfer(unit, &transfer) {
-            Ok(()) if transfer.blocks != 0 => {
-                Verdict::Block(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
-            }
-            done => Verdict::Done(done),
-        },
-        Command::Write(transfer) => {
-            if unit.read_only || lun_read_only {
-                return Verdict::Done(Err(Sense::WRITE_PROTECTED));
-            }
-            match check_transfer(unit, &transfer) {
-                Ok(()) if transfer.blocks != 0 => Verdict::Block(BlockOperation::Write {
-                    lba: transfer.lba,
-                    blocks: transfer.blocks,
-                    fua: transfer.fua,
-                }),
-                done => Verdict::Done(done),
-            }
-        }
+        // Refused, or of length zero.
+        Command::Read(transfer) => Verdict::Done(check_transfer(unit, &transfer)),
+        Command::Write(transfer) => Verdict::Done(
+            check_writable(unit, lun_read_only).and_then(|()| check_transfer(unit, &transfer)),
+        ),
         Command::TestUnitReady => Verdict::Done(Ok(())),
         Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
         Command::ReportLuns { select, allocation } => report_luns(select, allocation),
@@ -170,8 +175,8 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
     }
 }
 
-/// Decides for a LUN that leads to no unit (SAM-6 5.13): INQUIRY, REPORT LUNS and REQUEST SENSE are answered,
-/// everything else is LOGICAL UNIT NOT SUPPORTED.
+/// Decides for a LUN that leads to no unit (SAM-6, incorrect logical unit numbers): INQUIRY, REPORT
+/// LUNS and REQUEST SENSE are answered, everything else is LOGICAL UNIT NOT SUPPORTED.
 pub fn begin_absent(cdb: &[u8]) -> Verdict {
     match cdb::parse(cdb) {
         // Nothing but the list of pages says something about a unit that is not there.
@@ -218,15 +223,48 @@ fn finish_failed(outcome: BlockOutcome) -> Ending {
     }
 }
 
+/// What a READ or WRITE does if nothing is wrong with it and it has anything to do.
+#[inline]
+fn block_operation(
+    unit: &LogicalUnit,
+    lun_read_only: bool,
+    command: &Command,
+) -> Option<BlockOperation> {
+    match *command {
+        Command::Read(transfer)
+            if transfer.blocks != 0 && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
+        }
+        Command::Write(transfer)
+            if transfer.blocks != 0
+                && check_writable(unit, lun_read_only).is_ok()
+                && check_transfer(unit, &transfer).is_ok() =>
+        {
+            Some(BlockOperation::Write {
+                lba: transfer.lba,
+                blocks: transfer.blocks,
+                fua: transfer.fua,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[inline]
+fn check_writable(unit: &LogicalUnit, lun_read_only: bool) -> Result<(), Sense> {
+    if unit.read_only || lun_read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+}
+
 /// FUA and DPO, the length and the range of a READ or WRITE.
 #[inline]
 fn check_transfer(unit: &LogicalUnit, transfer: &Transfer) -> Result<(), Sense> {
-    // SBC-4 6.5.1: with DPOFUA zero neither bit is supported.
+    // SBC-4, mode parameter header: with DPOFUA zero neither bit is supported.
     if (transfer.fua || transfer.dpo) && !unit.fua {
         let bit = if transfer.dpo { 4 } else { 3 };
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(bit)));
     }
-    // SBC-4 6.6.4: a transfer above MAXIMUM TRANSFER LENGTH is refused.
+    // SBC-4, Block Limits VPD page: a transfer above MAXIMUM TRANSFER LENGTH is refused.
     if unit.maximum_transfer_blocks != 0 && transfer.blocks > unit.maximum_transfer_blocks {
         let byte = u16::from(transfer.length_byte);
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(byte, None));
@@ -277,8 +315,8 @@ fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verd
     }
 }
 
-/// SBC-4 5.31. There is no motor and no tray: stopping means flushing, everything else is a no-operation, and
-/// what would need power conditions or ejecting a medium is refused.
+/// SBC-4, START STOP UNIT. There is no motor and no tray: stopping means flushing, everything else
+/// does nothing, and what would need power conditions or ejecting a medium is refused.
 fn start_stop(
     unit: &LogicalUnit,
     power_condition: u8,

@@ -1,7 +1,7 @@
-//! The SCSI side of a target: CDBs, sense data, LUNs, the device server, unit attentions and the task
-//! set. Everything here decides: bytes and plain data in, values out. No I/O, no clock, no threads, no
-//! logging, no allocation, and no input makes it panic. What moves data lives in `lunar-target`, what
-//! knows a transport in `lunar-srp`.
+//! The SCSI side of a target: CDBs, sense data, LUNs, the device server, unit attentions and the
+//! task set. Everything here decides: bytes and plain data in, values out. No I/O, no clock, no
+//! threads, no logging, no allocation, and no input makes it panic. What moves data lives in
+//! `lunar-target`, what knows a transport in `lunar-srp`.
 //!
 //! The standards are SAM-6, SPC-6 and SBC-4; an item names the clause it follows.
 #![cfg_attr(not(test), no_std)]

@@ -1,5 +1,5 @@
-//! Logical unit numbers and the eight bytes that name one (SAM-6 4.7). Which unit a number leads to is
-//! the LUN map's business.
+//! Logical unit numbers and the eight bytes that name one (SAM-6 4.7). Which unit a number leads to
+//! is the LUN map's business.
 
 /// What [`decode`] and [`encode`] call a LUN: a single-level number.
 pub type LunNumber = u16;
@@ -10,12 +10,16 @@ const PERIPHERAL_END: LunNumber = 0x100;
 /// Numbers below this have a flat space address.
 const FLAT_END: LunNumber = 0x4000;
 
-/// The number that the eight bytes name: peripheral device (SAM-6 4.7.5.2), flat space (4.7.5.3), logical
-/// unit (4.7.5.4, bus and target zero) or extended flat space addressing (4.7.5.5), single level. `None` for
-/// every other address: there is no logical unit at it.
+/// Extended logical unit addressing, 3-byte flat space form (SAM-6 4.7): method 11b, length 01b,
+/// extended method 2h.
+const EXTENDED_FLAT: u8 = 0xD2;
+
+/// The number that the eight bytes name (SAM-6 4.7): peripheral device, flat space, logical unit
+/// (bus and target zero) or extended flat space addressing, single level. `None` for every other
+/// address: there is no logical unit at it.
 ///
-/// There are no buses behind a target, so the bus identifier of a peripheral device address is read as the
-/// number's high bits: that is how older SRP initiators write a number above 255.
+/// There are no buses behind a target, so the bus identifier of a peripheral device address is read
+/// as the number's high bits: that is how older SRP initiators write a number above 255.
 #[must_use]
 pub fn decode(lun: [u8; 8]) -> Option<LunNumber> {
     let [first, second, third, fourth, rest @ ..] = lun;
@@ -35,12 +39,8 @@ pub fn decode(lun: [u8; 8]) -> Option<LunNumber> {
     }
 }
 
-/// Extended logical unit addressing, 3-byte flat space form (SAM-6 4.7.5.5): method 11b, length 01b,
-/// extended method 2h.
-const EXTENDED_FLAT: u8 = 0xD2;
-
-/// The eight bytes for a number, in the form REPORT LUNS shows it: peripheral device addressing below
-/// 256, flat space below 16,384, extended flat space above.
+/// The eight bytes for a number, in the form REPORT LUNS shows it: peripheral device addressing
+/// below 256, flat space below 16,384, extended flat space above.
 #[must_use]
 pub fn encode(number: LunNumber) -> [u8; 8] {
     let [high, low] = number.to_be_bytes();
@@ -53,7 +53,7 @@ pub fn encode(number: LunNumber) -> [u8; 8] {
     }
 }
 
-/// True for C1 01: the REPORT LUNS well known logical unit (SAM-6 4.7.5.5.1, SPC-6 clause 8).
+/// True for C1 01: the REPORT LUNS well known logical unit (SAM-6 4.7, SPC-6).
 #[must_use]
 pub fn is_report_luns_well_known(lun: [u8; 8]) -> bool {
     lun == [0xC1, 0x01, 0, 0, 0, 0, 0, 0]
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn sam_4_7_5_the_forms_of_one_number_are_equal() {
+    fn sam_6_the_forms_of_one_number_are_equal() {
         assert_eq!(encode(5), bytes(&[0x00, 0x05]));
         assert_eq!(decode(bytes(&[0x00, 0x05])), Some(5), "peripheral device");
         assert_eq!(decode(bytes(&[0x40, 0x05])), Some(5), "flat space");

@@ -1,9 +1,9 @@
-//! Sense data: what went wrong, as a value, and its two forms on the wire (SPC-6 4.4). The ASC/ASCQ
-//! pairs the target uses are named here and nowhere else.
+//! Sense data: what went wrong, as a value, and its two forms on the wire (SPC-6, sense data). The
+//! ASC/ASCQ pairs the target uses are named here and nowhere else.
 
 use crate::writer::Writer;
 
-/// The sense key (SPC-6 4.4.6). The discriminant is the code on the wire.
+/// The sense key (SPC-6). The discriminant is the code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SenseKey {
@@ -29,7 +29,8 @@ pub enum SenseKey {
     Miscompare = 0xE,
 }
 
-/// Which field an ILLEGAL REQUEST is about (SPC-6 4.4.2.4.2, field pointer sense key specific data).
+/// Which field an ILLEGAL REQUEST is about (SPC-6, field pointer sense key specific
+/// data).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FieldPointer {
     /// True: `byte` counts in the CDB; false: in the data-out parameter list.
@@ -59,8 +60,8 @@ pub struct Sense {
 const _: () = assert!(size_of::<Sense>() <= 32);
 
 impl Sense {
-    /// The most bytes [`Sense::encode`] writes: descriptor header 8, information descriptor 12, sense key
-    /// specific descriptor 8.
+    /// The most bytes [`Sense::encode`] writes: descriptor header 8, information descriptor 12,
+    /// sense key specific descriptor 8.
     pub const BYTES_MAX: usize = 8 + 12 + 8;
 
     /// 00/00: what REQUEST SENSE reports when there is nothing to report.
@@ -101,8 +102,8 @@ impl Sense {
 
     /// 00/00 with ABORTED COMMAND: given up, no more to say.
     pub const COMMAND_ABORTED: Self = Self::new(SenseKey::AbortedCommand, 0x00, 0x00);
-    /// 08/00: LOGICAL UNIT COMMUNICATION FAILURE, whoever executed the command is gone and with it whether
-    /// it was executed.
+    /// 08/00: LOGICAL UNIT COMMUNICATION FAILURE, whoever executed the command is gone and with it
+    /// whether it was executed.
     pub const OUTCOME_LOST: Self = Self::new(SenseKey::AbortedCommand, 0x08, 0x00);
     /// 4B/00: DATA PHASE ERROR, moving the data failed.
     pub const DATA_PHASE_ERROR: Self = Self::new(SenseKey::AbortedCommand, 0x4B, 0x00);
@@ -121,8 +122,8 @@ impl Sense {
         Self { key, asc, ascq, information: None, field: None }
     }
 
-    /// The same, about a field of the CDB: its first byte and its most significant bit (0..=7), `None`
-    /// where the field begins with the byte.
+    /// The same, about a field of the CDB: its first byte and its most significant bit (0..=7),
+    /// `None` where the field begins with the byte.
     #[must_use]
     pub const fn with_field(self, byte: u16, bit: Option<u8>) -> Self {
         self.with_field_pointer(FieldPointer { in_cdb: true, byte, bit })
@@ -140,8 +141,8 @@ impl Sense {
         Self { information: Some(information), ..self }
     }
 
-    /// Writes the sense data, current (not deferred), in the fixed (SPC-6 4.4.3) or descriptor format
-    /// (SPC-6 4.4.2), cut where `out` ends. Gives the bytes written, at most [`Sense::BYTES_MAX`].
+    /// Writes the sense data, current (not deferred), in the fixed or the descriptor format
+    /// (SPC-6), cut where `out` ends. Gives the bytes written, at most [`Sense::BYTES_MAX`].
     pub fn encode(&self, descriptor_format: bool, out: &mut [u8]) -> usize {
         let mut writer = Writer::new(out);
         self.write(descriptor_format, &mut writer);
@@ -152,7 +153,7 @@ impl Sense {
         if descriptor_format { self.descriptors(writer) } else { self.fixed(writer) }
     }
 
-    /// SPC-6 4.4.3, 18 bytes.
+    /// SPC-6, fixed format sense data, 18 bytes.
     fn fixed(&self, writer: &mut Writer<'_>) {
         // VALID stays zero for a value that does not fit the four bytes.
         let information = self.information.and_then(|value| u32::try_from(value).ok());
@@ -164,7 +165,7 @@ impl Sense {
         writer.put(&self.field.map_or([0; 3], FieldPointer::sense_key_specific));
     }
 
-    /// SPC-6 4.4.2, 8 to 28 bytes.
+    /// SPC-6, descriptor format sense data, 8 to 28 bytes.
     fn descriptors(&self, writer: &mut Writer<'_>) {
         writer.put(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0]);
         writer.put(&[match (self.information, self.field) {
@@ -186,7 +187,7 @@ impl Sense {
 }
 
 impl FieldPointer {
-    /// SPC-6 4.4.2.4.2: SKSV, C/D, BPV, bit pointer, field pointer.
+    /// SPC-6, field pointer sense key specific data: SKSV, C/D, BPV, bit pointer, field pointer.
     fn sense_key_specific(self) -> [u8; 3] {
         let in_cdb = if self.in_cdb { 0x40 } else { 0 };
         let bit = self.bit.map_or(0, |bit| 0x08 | (bit & 0x07));
@@ -200,8 +201,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What an initiator makes of sense data: a decoder written from the tables of SPC-6 4.4, not from the
-    /// encoder.
+    /// What an initiator makes of sense data: a decoder written from the tables of SPC-6, not from
+    /// the encoder.
     #[derive(Debug, Default, PartialEq)]
     struct Decoded {
         key: u8,
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn spc_4_4_3_fixed_format_of_an_invalid_cdb_field() {
+    fn spc_6_fixed_format_of_an_invalid_cdb_field() {
         let mut bytes = [0; 18];
         let sense = Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(3));
         assert_eq!(sense.encode(false, &mut bytes), 18);
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn spc_4_4_2_descriptor_format_of_a_far_lba() {
+    fn spc_6_descriptor_format_of_a_far_lba() {
         let mut bytes = [0; 20];
         let sense = Sense::LBA_OUT_OF_RANGE.with_information(0x0102_0304_0506_0708);
         assert_eq!(sense.encode(true, &mut bytes), 20);

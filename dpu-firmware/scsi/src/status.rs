@@ -1,6 +1,6 @@
-//! The SCSI status byte (SAM-6 5.3). Nothing else.
+//! The SCSI status byte (SAM-6). Nothing else.
 
-/// How a command ended (SAM-6 5.3.1). The discriminant is the status byte on the wire.
+/// How a command ended (SAM-6). The discriminant is the status byte on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Status {

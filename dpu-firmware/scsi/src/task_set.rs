@@ -1,16 +1,16 @@
-//! Which task may be enabled (SAM-6 clause 8). Counts only: the tasks, and the FIFO of the dormant ones,
-//! are the caller's. With TST = 1 there is one [`TaskSet`] per I_T nexus and logical unit.
+//! Which task may be enabled (SAM-6 clause 8). Counts only: the tasks, and the FIFO of the dormant
+//! ones, are the caller's. With TST = 1 there is one [`TaskSet`] per I_T nexus and logical unit.
 
-/// Task attribute of a command (SAM-6 8.6).
+/// Task attribute of a command (SAM-6 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TaskAttribute {
-    /// SIMPLE (SAM-6 8.6.2).
+    /// SIMPLE.
     Simple,
-    /// HEAD OF QUEUE (SAM-6 8.6.4).
+    /// HEAD OF QUEUE.
     HeadOfQueue,
-    /// ORDERED (SAM-6 8.6.3).
+    /// ORDERED.
     Ordered,
-    /// ACA (SAM-6 8.6.5). No ACA condition is ever established here (NACA is refused), so it is treated
+    /// ACA. No ACA condition is ever established here (NACA is refused), so it is treated
     /// as HEAD OF QUEUE.
     Aca,
 }
@@ -18,20 +18,20 @@ pub enum TaskAttribute {
 /// A task management function that an initiator asks for (SAM-6 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TaskManagementFunction {
-    /// ABORT TASK (SAM-6 7.2).
+    /// ABORT TASK.
     AbortTask,
-    /// ABORT TASK SET (SAM-6 7.3).
+    /// ABORT TASK SET.
     AbortTaskSet,
-    /// CLEAR TASK SET (SAM-6 7.5).
+    /// CLEAR TASK SET.
     ClearTaskSet,
-    /// LOGICAL UNIT RESET (SAM-6 7.7).
+    /// LOGICAL UNIT RESET.
     LogicalUnitReset,
-    /// CLEAR ACA (SAM-6 7.4).
+    /// CLEAR ACA.
     ClearAca,
 }
 
-/// The counts of one task set. A task is admitted once, then either ends (if enabled), or wakes and later
-/// ends, or is withdrawn; a call out of that order leaves the counts at zero rather than below.
+/// The counts of one task set. A task is admitted once, then either ends (if enabled), or wakes and
+/// later ends, or is withdrawn; a call out of that order leaves the counts at zero, not below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TaskSet {
     simple: u32,
@@ -41,12 +41,12 @@ pub struct TaskSet {
 }
 
 impl TaskSet {
-    /// A new task with this attribute. True: it is enabled now. False: it is dormant; the caller appends it
-    /// to its FIFO.
+    /// A new task with this attribute. True: it is enabled now. False: it is dormant; the caller
+    /// appends it to its FIFO.
     ///
-    /// HEAD OF QUEUE is enabled at once; everything else waits behind every dormant task. That loses no
-    /// concurrency: what keeps the oldest dormant task waiting, an older ORDERED or a HEAD OF QUEUE, keeps a
-    /// newer SIMPLE waiting as well, and a dormant ORDERED does so by itself.
+    /// HEAD OF QUEUE is enabled at once; everything else waits behind every dormant task. That
+    /// loses no concurrency: what keeps the oldest dormant task waiting, an older ORDERED or a HEAD
+    /// OF QUEUE, keeps a newer SIMPLE waiting as well, and a dormant ORDERED does so by itself.
     #[inline]
     pub fn admit(&mut self, attribute: TaskAttribute) -> bool {
         let enabled = matches!(attribute, TaskAttribute::HeadOfQueue | TaskAttribute::Aca)
@@ -56,16 +56,16 @@ impl TaskSet {
         enabled
     }
 
-    /// An enabled task with this attribute ended. The caller then tries [`TaskSet::wake`] for the head of
-    /// its FIFO until that says no.
+    /// An enabled task with this attribute ended. The caller then tries [`TaskSet::wake`] for the
+    /// head of its FIFO until that says no.
     #[inline]
     pub fn ended(&mut self, attribute: TaskAttribute) {
         let count = self.count(attribute);
         *count = count.saturating_sub(1);
     }
 
-    /// May the dormant task at the FIFO's head, with this attribute, be enabled now? If so it counts as
-    /// enabled and the caller takes it off the FIFO. False too where no task is dormant.
+    /// May the dormant task at the FIFO's head, with this attribute, be enabled now? If so it
+    /// counts as enabled and the caller takes it off the FIFO. False too where no task is dormant.
     #[inline]
     pub fn wake(&mut self, attribute: TaskAttribute) -> bool {
         if self.dormant == 0 || !self.allows(attribute) {
@@ -77,8 +77,8 @@ impl TaskSet {
         true
     }
 
-    /// A dormant task left the FIFO, from anywhere in it, without having been enabled (aborted). The head
-    /// of the FIFO may be able to wake afterwards.
+    /// A dormant task left the FIFO, from anywhere in it, without having been enabled (aborted).
+    /// The head of the FIFO may be able to wake afterwards.
     pub fn withdrawn(&mut self, _attribute: TaskAttribute) {
         self.dormant = self.dormant.saturating_sub(1);
     }
@@ -95,14 +95,14 @@ impl TaskSet {
         self.simple.saturating_add(self.ordered).saturating_add(self.head_of_queue)
     }
 
-    /// Do the enabled tasks allow another with this attribute? SAM-6 8.6.2: SIMPLE waits for every HEAD OF
-    /// QUEUE and every older ORDERED; 8.6.3: ORDERED waits for every HEAD OF QUEUE and everything older. An
-    /// enabled task other than HEAD OF QUEUE is older than any dormant one.
+    /// Do the enabled tasks allow another with this attribute? SAM-6 8: SIMPLE waits for every HEAD
+    /// OF QUEUE and every older ORDERED; ORDERED waits for every HEAD OF QUEUE and everything
+    /// older. An enabled task other than HEAD OF QUEUE is older than any dormant one.
     #[inline]
     fn allows(&self, attribute: TaskAttribute) -> bool {
         match attribute {
-            TaskAttribute::Simple => self.ordered | self.head_of_queue == 0,
-            TaskAttribute::Ordered => self.simple | self.ordered | self.head_of_queue == 0,
+            TaskAttribute::Simple => (self.ordered | self.head_of_queue) == 0,
+            TaskAttribute::Ordered => (self.simple | self.ordered | self.head_of_queue) == 0,
             TaskAttribute::HeadOfQueue | TaskAttribute::Aca => true,
         }
     }
@@ -124,14 +124,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn sam_8_6_2_simple_tasks_run_together() {
+    fn sam_6_simple_tasks_run_together() {
         let mut set = TaskSet::default();
         assert!(set.admit(Simple) && set.admit(Simple));
         assert_eq!((set.enabled(), set.dormant()), (2, 0));
     }
 
     #[test]
-    fn sam_8_6_3_ordered_waits_for_older_and_blocks_newer() {
+    fn sam_6_ordered_waits_for_older_and_blocks_newer() {
         let mut set = TaskSet::default();
         assert!(set.admit(Simple));
         assert!(!set.admit(Ordered));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn sam_8_6_4_head_of_queue_passes_everything_and_holds_the_dormant() {
+    fn sam_6_head_of_queue_passes_everything_and_holds_the_dormant() {
         let mut set = TaskSet::default();
         assert!(set.admit(Simple));
         assert!(!set.admit(Ordered));
@@ -180,7 +180,8 @@ mod tests {
         assert!(!TaskSet::default().wake(Simple));
     }
 
-    /// SAM-6 8.6 written down the slow way: every task in order of arrival, judged against all the others.
+    /// SAM-6 8 written down the slow way: every task in order of arrival, judged against all the
+    /// others.
     #[derive(Default)]
     struct Model {
         /// Arrival order: attribute, enabled.
@@ -215,7 +216,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Admit(TaskAttribute),
-        /// The task at this place, modulo how many there are: ends if enabled, is withdrawn if dormant.
+        /// The task at this place, modulo how many there are: ends if enabled, is withdrawn if
+        /// dormant.
         Leave(usize),
     }
 

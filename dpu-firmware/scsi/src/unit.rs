@@ -1,5 +1,5 @@
-//! One logical unit as the device server sees it: plain data, made by configuration and replaced as a
-//! whole. No behaviour beyond checking itself.
+//! One logical unit as the device server sees it: plain data, made by configuration and replaced as
+//! a whole. No behaviour beyond checking itself.
 
 use core::fmt;
 
@@ -23,7 +23,7 @@ pub struct LogicalUnit {
     pub rotational: bool,
     /// Thin provisioned: LBPME in READ CAPACITY (16), the provisioning type in VPD page B2h.
     pub thin: bool,
-    /// Logical blocks per physical block, as a power of two, 0..=15 (SBC-4 5.21.2).
+    /// Logical blocks per physical block, as a power of two, 0..=15 (SBC-4, READ CAPACITY (16)).
     pub physical_blocks_exponent: u8,
     /// OPTIMAL TRANSFER LENGTH in VPD page B0h, blocks; zero: not reported.
     pub optimal_transfer_blocks: u32,
@@ -38,8 +38,8 @@ pub struct LogicalUnit {
 }
 
 impl LogicalUnit {
-    /// A fully provisioned, non-rotating unit without write cache that takes FUA, with TST one and nothing
-    /// behind it.
+    /// A fully provisioned, non-rotating unit without write cache that takes FUA, with TST one and
+    /// nothing behind it.
     ///
     /// # Errors
     /// As [`LogicalUnit::validate`].
@@ -103,7 +103,8 @@ pub struct Identity {
     pub revision: [u8; 4],
     /// PRODUCT SERIAL NUMBER in VPD page 80h (SCST: `usn`).
     pub serial: Text<64>,
-    /// What follows the vendor in the T10 vendor ID designator of VPD page 83h (SCST: `t10_dev_id`).
+    /// What follows the vendor in the T10 vendor ID designator of VPD page 83h (SCST:
+    /// `t10_dev_id`).
     pub t10_id: Text<64>,
     /// NAA designator (SCST: `naa_id`).
     pub naa: Option<Naa>,
@@ -115,15 +116,17 @@ pub struct Identity {
     pub version_descriptors: [u16; 8],
 }
 
-/// SAM-5, SPC-4, SBC-3 and SRP, each without a claim to one revision (SPC-6 6.7.2, version descriptors).
+/// SAM-5, SPC-4, SBC-3 and SRP, each without a claim to one revision (SPC-6, version descriptor
+/// values).
 const VERSION_DESCRIPTORS: [u16; 8] = [0x00A0, 0x0940, 0x0460, 0x04C0, 0, 0, 0, 0];
 
 impl Identity {
-    /// An identity with vendor, product and revision, and the serial number and device id that SCST gives a
-    /// device: the `t10_dev_id`, say `5ad3c1f0-disk1`, and the `usn`, say `5ad3c1f0`.
+    /// An identity with vendor, product and revision, and the serial number and device id that SCST
+    /// gives a device: the `t10_dev_id`, say `5ad3c1f0-disk1`, and the `usn`, say `5ad3c1f0`.
     ///
     /// # Errors
-    /// A text that is too long or has a character outside printable ASCII (SPC-6 4.3.1).
+    /// A text that is too long or has a character outside printable ASCII (SPC-6, ASCII data
+    /// fields).
     pub fn new(
         vendor: &str,
         product: &str,
@@ -145,7 +148,7 @@ impl Identity {
     }
 }
 
-/// A Network Address Authority name (SPC-6 7.7.6.6).
+/// A Network Address Authority name (SPC-6, NAA designator).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naa {
     /// Eight bytes: IEEE extended (2h), locally assigned (3h) or IEEE registered (5h).
@@ -180,7 +183,7 @@ impl Naa {
     }
 }
 
-/// Up to `N` printable ASCII characters (SPC-6 4.3.1).
+/// Up to `N` printable ASCII characters (SPC-6, ASCII data fields).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Text<const N: usize> {
     bytes: [u8; N],

@@ -1,11 +1,12 @@
-//! Unit attention conditions of one I_T nexus and logical unit (SAM-6 5.14). When they are established and
-//! which command reports them is the caller's; which one is reported first is decided here.
+//! Unit attention conditions of one I_T nexus and logical unit (SAM-6 5.14). When they are
+//! established and which command reports them is the caller's; which one is reported first is
+//! decided here.
 
 use crate::sense::{Sense, SenseKey};
 
-/// A unit attention condition. The order is the order of reporting, first reported first: SAM-6 5.14.2
-/// gives the reset conditions their precedence, the rest are equal there and ordered here by how much an
-/// initiator has to learn again.
+/// A unit attention condition. The order is the order of reporting, first reported first: SAM-6
+/// 5.14 gives the reset conditions their precedence, the rest are equal there and ordered here by
+/// how much an initiator has to learn again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum UnitAttention {
@@ -76,9 +77,9 @@ impl UnitAttention {
         1 << self as u8
     }
 
-    /// The conditions that say nothing new to an initiator that will hear of this one. A reset ends every
-    /// command, every nexus' state in the unit and every changed mode parameter; it says nothing about
-    /// LUNs, identity, capacity or paths, so those stay.
+    /// The conditions that say nothing new to an initiator that will hear of this one. A reset ends
+    /// every command, every nexus' state in the unit and every changed mode parameter; it says
+    /// nothing about LUNs, identity, capacity or paths, so those stay.
     const fn covers(self) -> u32 {
         let reset = Self::PowerOnOrReset.bit()
             | Self::PowerOn.bit()
@@ -116,7 +117,7 @@ impl UnitAttentions {
     }
 
     /// Takes one condition back without reporting it: REPORT LUNS does so for
-    /// [`UnitAttention::ReportedLunsDataChanged`] (SPC-6 6.33).
+    /// [`UnitAttention::ReportedLunsDataChanged`] (SPC-6, REPORT LUNS).
     pub fn clear(&mut self, attention: UnitAttention) {
         self.0 &= !attention.bit();
     }
@@ -128,7 +129,7 @@ impl UnitAttentions {
         self.first().map(UnitAttention::sense)
     }
 
-    /// The condition to report now, which is thereby cleared (SAM-6 5.14.1).
+    /// The condition to report now, which is thereby cleared (SAM-6 5.14).
     #[inline]
     pub fn take(&mut self) -> Option<Sense> {
         let attention = self.first()?;
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn sam_5_14_1_taking_reports_once_and_pending_does_not_clear() {
+    fn sam_6_taking_reports_once_and_pending_does_not_clear() {
         let mut set = established(&[UnitAttention::CapacityDataChanged]);
         assert_eq!(set.pending(), Some(UnitAttention::CapacityDataChanged.sense()));
         assert_eq!(set.take(), Some(UnitAttention::CapacityDataChanged.sense()));
@@ -183,13 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn sam_5_14_2_a_nexus_loss_is_reported_before_changed_inquiry_data() {
+    fn sam_6_a_nexus_loss_is_reported_before_changed_inquiry_data() {
         let set = established(&[UnitAttention::InquiryDataChanged, UnitAttention::NexusLoss]);
         assert_eq!(drained(set), [(0x29, 0x07), (0x3F, 0x03)]);
     }
 
     #[test]
-    fn sam_5_14_2_a_power_on_swallows_lesser_resets_but_not_news_about_the_unit() {
+    fn sam_6_a_power_on_swallows_lesser_resets_but_not_news_about_the_unit() {
         let set = established(&[
             UnitAttention::BusDeviceReset,
             UnitAttention::ReportedLunsDataChanged,
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn spc_6_33_report_luns_takes_back_its_own_condition_only() {
+    fn spc_6_report_luns_takes_back_its_own_condition_only() {
         let mut set = established(&[
             UnitAttention::ReportedLunsDataChanged,
             UnitAttention::CapacityDataChanged,
@@ -238,7 +239,8 @@ mod tests {
             let mut set = established(&attentions);
             let mut reported = Vec::new();
             while let Some(sense) = set.take() {
-                reported.push(ALL.into_iter().find(|candidate| candidate.sense() == sense).unwrap());
+                let attention = ALL.into_iter().find(|candidate| candidate.sense() == sense);
+                reported.push(attention.unwrap());
             }
             prop_assert!(reported.is_sorted());
             for attention in attentions {

@@ -1,7 +1,7 @@
 //! Writing bytes into room that may be too small for them, as parameter and sense data are cut.
 
-/// Writes bytes one after the other, goes on counting where there is no more room, and can go back for a
-/// length that is known only at the end.
+/// Writes bytes one after the other, goes on counting where there is no more room, and can go back
+/// for a length that is known only at the end.
 pub(crate) struct Writer<'a> {
     out: &'a mut [u8],
     position: usize,

@@ -70,7 +70,7 @@ fn sbc_4_read_and_write_in_all_four_lengths() {
 }
 
 #[test]
-fn sbc_4_5_15_a_6_byte_length_of_zero_is_256_and_elsewhere_it_is_zero() {
+fn sbc_4_a_6_byte_length_of_zero_is_256_and_elsewhere_it_is_zero() {
     assert_eq!(parse(&cdb(&[0x08])), Ok(Command::Read(transfer(0, 256, 4))));
     assert_eq!(parse(&cdb(&[0x0A])), Ok(Command::Write(transfer(0, 256, 4))));
     assert_eq!(parse(&cdb(&[0x28])), Ok(Command::Read(transfer(0, 0, 7))));
@@ -78,7 +78,7 @@ fn sbc_4_5_15_a_6_byte_length_of_zero_is_256_and_elsewhere_it_is_zero() {
 }
 
 #[test]
-fn sbc_4_5_16_fua_and_dpo_in_10_12_and_16_bytes() {
+fn sbc_4_fua_and_dpo_in_10_12_and_16_bytes() {
     for operation in [0x28, 0x2A, 0xA8, 0xAA, 0x88, 0x8A] {
         for (flags, fua, dpo) in [(0x08, true, false), (0x10, false, true), (0x18, true, true)] {
             match parse(&cdb(&[operation, flags])) {
@@ -92,7 +92,7 @@ fn sbc_4_5_16_fua_and_dpo_in_10_12_and_16_bytes() {
 }
 
 #[test]
-fn sbc_4_5_16_protection_information_is_refused() {
+fn sbc_4_protection_information_is_refused() {
     for operation in [0x28, 0x2A, 0xA8, 0xAA, 0x88, 0x8A] {
         for protect in 1..8 {
             assert_eq!(parse(&cdb(&[operation, protect << 5])), invalid_field(1, Some(7)));
@@ -101,7 +101,7 @@ fn sbc_4_5_16_protection_information_is_refused() {
 }
 
 #[test]
-fn sam_6_5_2_naca_is_refused_in_every_command() {
+fn sam_6_naca_is_refused_in_every_command() {
     for (operation, length) in LENGTHS {
         let mut bytes = valid(operation, length);
         assert!(parse(&bytes).is_ok(), "{operation:#04x}");
@@ -131,7 +131,7 @@ fn every_other_operation_code_is_invalid() {
 }
 
 #[test]
-fn sbc_4_5_21_service_action_in_knows_read_capacity_16_only() {
+fn sbc_4_service_action_in_knows_read_capacity_16_only() {
     let mut bytes = cdb(&[0x9E, 0x10]);
     bytes[10..14].copy_from_slice(&[0x80, 0, 1, 2]);
     assert_eq!(parse(&bytes), Ok(Command::ReadCapacity16 { allocation: 0x8000_0102 }));
@@ -142,7 +142,7 @@ fn sbc_4_5_21_service_action_in_knows_read_capacity_16_only() {
 }
 
 #[test]
-fn spc_6_6_7_inquiry() {
+fn spc_6_inquiry() {
     let standard = Command::Inquiry { vpd: None, allocation: 0x0102 };
     assert_eq!(parse(&cdb(&[0x12, 0, 0, 1, 2])), Ok(standard));
     let page = Command::Inquiry { vpd: Some(0x83), allocation: 0x00FF };
@@ -152,7 +152,7 @@ fn spc_6_6_7_inquiry() {
 }
 
 #[test]
-fn spc_6_6_15_mode_sense_6_and_10() {
+fn spc_6_mode_sense_6_and_10() {
     let six = ModeSense {
         page: 0x3F,
         subpage: 0xFF,
@@ -214,7 +214,7 @@ fn the_remaining_commands() {
 }
 
 #[test]
-fn sam_6_5_14_1_three_commands_leave_a_unit_attention_alone() {
+fn sam_6_three_commands_leave_a_unit_attention_alone() {
     for (operation, length) in LENGTHS {
         let command = parse(&valid(operation, length)).unwrap();
         let expected =
@@ -235,7 +235,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
     fn any_bytes_are_a_command_or_one_of_two_errors_that_point_into_them(
-        head in prop_oneof![prop::sample::select(LENGTHS.to_vec()).prop_map(|(code, _)| code), any::<u8>()],
+        head in prop_oneof![
+            prop::sample::select(LENGTHS.to_vec()).prop_map(|(code, _)| code),
+            any::<u8>(),
+        ],
         mut bytes in prop::collection::vec(any::<u8>(), 0..=260),
     ) {
         if let Some(first) = bytes.first_mut() {

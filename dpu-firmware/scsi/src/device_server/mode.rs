@@ -1,4 +1,4 @@
-//! Mode parameters (SPC-6 7.5, SBC-4 6.5): header, block descriptor, pages 08h, 0Ah and 1Ch. Nothing is
+//! Mode parameters (SPC-6 and SBC-4): header, block descriptor, pages 08h, 0Ah and 1Ch. Nothing is
 //! changeable here: MODE SELECT is not the device server's.
 
 use crate::cdb::{ModeSense, PageControl};
@@ -6,11 +6,11 @@ use crate::sense::Sense;
 use crate::unit::LogicalUnit;
 use crate::writer::Writer;
 
-/// Caching (SBC-4 6.5.6).
+/// Caching (SBC-4).
 const CACHING: u8 = 0x08;
-/// Control (SPC-6 7.5.11).
+/// Control (SPC-6).
 const CONTROL: u8 = 0x0A;
-/// Informational Exceptions Control (SBC-4 6.5.8).
+/// Informational Exceptions Control (SBC-4).
 const INFORMATIONAL_EXCEPTIONS: u8 = 0x1C;
 /// All pages.
 const ALL_PAGES: u8 = 0x3F;
@@ -31,10 +31,10 @@ pub(super) fn check(page: u8, subpage: u8) -> Result<(), Sense> {
     Ok(())
 }
 
-/// In DEVICE-SPECIFIC PARAMETER (SBC-4 6.5.1).
+/// In DEVICE-SPECIFIC PARAMETER (SBC-4, mode parameter header).
 const WP: u8 = 0x80;
 const DPOFUA: u8 = 0x10;
-/// In byte 4 of the longer header (SPC-6 7.5.6).
+/// In byte 4 of the longer header (SPC-6, mode parameter header).
 const LONGLBA: u8 = 0x01;
 
 /// Header, block descriptor, pages.
@@ -61,7 +61,7 @@ pub(super) fn write(
         block_descriptor(unit, long_lba, writer);
     }
     pages(sense, unit, writer);
-    // MODE DATA LENGTH does not count itself (SPC-6 7.5.6).
+    // MODE DATA LENGTH does not count itself (SPC-6, mode parameter header).
     if sense.long {
         let length = u16::try_from(writer.position().saturating_sub(2)).unwrap_or(u16::MAX);
         writer.patch(0, &length.to_be_bytes());
@@ -71,7 +71,7 @@ pub(super) fn write(
     }
 }
 
-/// SBC-4 6.5.2.2 and 6.5.2.3: the number of blocks and their length.
+/// SBC-4, mode parameter block descriptors: the number of blocks and their length.
 fn block_descriptor(unit: &LogicalUnit, long_lba: bool, writer: &mut Writer<'_>) {
     if long_lba {
         writer.put(&unit.blocks.to_be_bytes());
@@ -104,7 +104,7 @@ fn pages(sense: &ModeSense, unit: &LogicalUnit, writer: &mut Writer<'_>) {
     }
 }
 
-/// SPC-6 7.5.8, the page_0 format with PS zero. No bit is changeable.
+/// SPC-6, the page_0 format with PS zero. No bit is changeable.
 fn page(code: u8, parameters: &[u8], control: PageControl, writer: &mut Writer<'_>) {
     writer.put(&[code, u8::try_from(parameters.len()).unwrap_or(u8::MAX)]);
     match control {

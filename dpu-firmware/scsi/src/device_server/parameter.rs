@@ -1,5 +1,5 @@
-//! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages themselves are
-//! in `vpd` and `mode`.
+//! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages
+//! themselves are in `vpd` and `mode`.
 
 use super::{mode, vpd};
 use crate::cdb::ModeSense;
@@ -8,50 +8,51 @@ use crate::sense::Sense;
 use crate::unit::LogicalUnit;
 use crate::writer::Writer;
 
-/// SELECT REPORT (SPC-6 6.33): all but well known logical units.
+/// SELECT REPORT (SPC-6, REPORT LUNS): all but well known logical units.
 pub(super) const SELECT_ADDRESSED: u8 = 0x00;
 /// SELECT REPORT: only well known logical units. There are none.
 pub(super) const SELECT_WELL_KNOWN: u8 = 0x01;
 /// SELECT REPORT: all logical units.
 pub(super) const SELECT_ALL: u8 = 0x02;
 
-/// Parameter data to make. Only [`begin`](super::begin) and [`begin_absent`](super::begin_absent) make one.
+/// Parameter data to make. Only [`begin`](super::begin) and [`begin_absent`](super::begin_absent)
+/// make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
-    /// Standard INQUIRY data (SPC-6 6.7.2).
+    /// Standard INQUIRY data (SPC-6).
     StandardInquiry {
         /// ALLOCATION LENGTH, bytes.
         allocation: u16,
     },
-    /// A vital product data page (SPC-6 7.7, SBC-4 6.6).
+    /// A vital product data page (SPC-6 and SBC-4).
     VitalProductData {
         /// PAGE CODE.
         page: u8,
         /// ALLOCATION LENGTH, bytes.
         allocation: u16,
     },
-    /// REPORT LUNS parameter data (SPC-6 6.33).
+    /// REPORT LUNS parameter data (SPC-6).
     ReportLuns {
         /// SELECT REPORT.
         select: u8,
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
-    /// READ CAPACITY (10) parameter data (SBC-4 5.20.2).
+    /// READ CAPACITY (10) parameter data (SBC-4).
     ReadCapacity10,
-    /// READ CAPACITY (16) parameter data (SBC-4 5.21.2).
+    /// READ CAPACITY (16) parameter data (SBC-4).
     ReadCapacity16 {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
-    /// Mode parameters (SPC-6 7.5).
+    /// Mode parameters (SPC-6).
     ModeSense {
         /// What the command said.
         sense: ModeSense,
         /// WP.
         write_protected: bool,
     },
-    /// Sense data as parameter data (SPC-6 6.39).
+    /// Sense data as parameter data (SPC-6, REQUEST SENSE).
     RequestSense {
         /// Descriptor instead of fixed format.
         descriptor_format: bool,
@@ -68,8 +69,8 @@ const READ_CAPACITY_10_BYTES: u32 = 8;
 const READ_CAPACITY_16_BYTES: u32 = 32;
 
 impl Parameter {
-    /// Bytes of buffer to claim for [`fill`]: what the initiator takes or what there can be, whichever is
-    /// less. Zero is possible.
+    /// Bytes of buffer to claim for [`fill`]: what the initiator takes or what there can be,
+    /// whichever is less. Zero is possible.
     #[must_use]
     pub fn length_max(&self) -> u32 {
         let length = match self {
@@ -98,12 +99,12 @@ impl Parameter {
     }
 }
 
-/// Writes the parameter data, cut where the allocation length or `out` ends. Gives the bytes written. The
-/// lengths inside the data are those of the whole (SPC-6 4.2.5.6).
+/// Writes the parameter data, cut where the allocation length or `out` ends. Gives the bytes
+/// written. The lengths inside the data are those of the whole (SPC-6, ALLOCATION LENGTH).
 ///
-/// `unit` is `None` for a LUN without a unit. `luns` are the numbers that this I_T nexus sees, ascending, for
-/// REPORT LUNS; LUN 0 is reported in any case. `pending` is the unit attention or other sense data that
-/// REQUEST SENSE reports, which the caller has then taken.
+/// `unit` is `None` for a LUN without a unit. `luns` are the numbers that this I_T nexus sees,
+/// ascending, for REPORT LUNS; LUN 0 is reported in any case. `pending` is the unit attention or
+/// other sense data that REQUEST SENSE reports, which the caller has then taken.
 pub fn fill(
     parameter: &Parameter,
     unit: Option<&LogicalUnit>,
@@ -126,7 +127,7 @@ pub fn fill(
         (Parameter::RequestSense { descriptor_format, .. }, unit) => {
             let nothing = match unit {
                 Some(_) => Sense::NO_SENSE,
-                // SPC-6 6.39.
+                // SPC-6, REQUEST SENSE.
                 None => Sense::LOGICAL_UNIT_NOT_SUPPORTED,
             };
             pending.unwrap_or(nothing).write(descriptor_format, &mut writer);
@@ -151,7 +152,7 @@ const MULTI_PORT: u8 = 0x10;
 /// CMDQUE.
 const COMMAND_QUEUING: u8 = 0x02;
 
-/// SPC-6 6.7.2. PROTECT, TPGS, 3PC and NORMACA are zero: none of it is there.
+/// SPC-6, standard INQUIRY data. PROTECT, TPGS, 3PC and NORMACA are zero: none of it is there.
 fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let removable = if unit.removable { 0x80 } else { 0 };
     let identity = &unit.identity;
@@ -167,7 +168,8 @@ fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.zeros(22);
 }
 
-/// Peripheral qualifier 011b and device type 1Fh: no device can be here (SPC-6 6.7.2).
+/// Peripheral qualifier 011b and device type 1Fh: no device can be here (SPC-6, standard INQUIRY
+/// data).
 pub(super) const NO_DEVICE: u8 = 0x7F;
 
 /// The 36 bytes that an initiator asks an unknown LUN for.
@@ -177,7 +179,7 @@ fn standard_inquiry_absent(writer: &mut Writer<'_>) {
     writer.put(&[b' '; 8 + 16 + 4]);
 }
 
-/// SPC-6 6.33.
+/// SPC-6, REPORT LUNS.
 fn report_luns(select: u8, luns: &mut dyn Iterator<Item = LunNumber>, writer: &mut Writer<'_>) {
     writer.zeros(8);
     if select != SELECT_WELL_KNOWN {
@@ -191,14 +193,16 @@ fn report_luns(select: u8, luns: &mut dyn Iterator<Item = LunNumber>, writer: &m
     writer.patch(0, &list_bytes.to_be_bytes());
 }
 
-/// SBC-4 5.20.2: a last block above 32 bits is all ones, which sends the initiator to READ CAPACITY (16).
+/// SBC-4, READ CAPACITY (10): a last block above 32 bits is all ones, which sends the initiator to
+/// READ CAPACITY (16).
 fn read_capacity_10(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let last = u32::try_from(unit.blocks.saturating_sub(1)).unwrap_or(u32::MAX);
     writer.put(&last.to_be_bytes());
     writer.put(&unit.block_bytes.to_be_bytes());
 }
 
-/// SBC-4 5.21.2. LBPRZ is zero: what an unmapped block reads as is the backing's business.
+/// SBC-4, READ CAPACITY (16). LBPRZ is zero: what an unmapped block reads as is the backing's
+/// business.
 fn read_capacity_16(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.put(&unit.blocks.saturating_sub(1).to_be_bytes());
     writer.put(&unit.block_bytes.to_be_bytes());

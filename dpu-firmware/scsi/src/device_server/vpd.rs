@@ -1,20 +1,20 @@
-//! Vital product data pages (SPC-6 7.7, SBC-4 6.6).
+//! Vital product data pages (SPC-6 and SBC-4).
 
 use super::parameter::NO_DEVICE;
 use crate::unit::LogicalUnit;
 use crate::writer::Writer;
 
-/// Supported VPD Pages (SPC-6 7.7.15).
+/// Supported VPD Pages (SPC-6).
 pub(super) const SUPPORTED_PAGES: u8 = 0x00;
-/// Unit Serial Number (SPC-6 7.7.16).
+/// Unit Serial Number (SPC-6).
 const UNIT_SERIAL_NUMBER: u8 = 0x80;
-/// Device Identification (SPC-6 7.7.6).
+/// Device Identification (SPC-6).
 const DEVICE_IDENTIFICATION: u8 = 0x83;
-/// Block Limits (SBC-4 6.6.4).
+/// Block Limits (SBC-4).
 const BLOCK_LIMITS: u8 = 0xB0;
-/// Block Device Characteristics (SBC-4 6.6.2).
+/// Block Device Characteristics (SBC-4).
 const BLOCK_DEVICE_CHARACTERISTICS: u8 = 0xB1;
-/// Logical Block Provisioning (SBC-4 6.6.7).
+/// Logical Block Provisioning (SBC-4).
 const LOGICAL_BLOCK_PROVISIONING: u8 = 0xB2;
 
 /// The pages there are, ascending.
@@ -27,8 +27,8 @@ pub(super) const PAGES: [u8; 6] = [
     LOGICAL_BLOCK_PROVISIONING,
 ];
 
-/// The longest page is Device Identification: its header, then the T10 vendor ID (8 + 64), NAA (16), EUI-64 (8)
-/// and relative target port (4) designators with a header of 4 each.
+/// The longest page is Device Identification: its header, then the T10 vendor ID (8 + 64), NAA
+/// (16), EUI-64 (8) and relative target port (4) designators with a header of 4 each.
 pub(super) const BYTES_MAX: u32 = 4 + (4 + 8 + 64) + (4 + 16) + (4 + 8) + (4 + 4);
 
 /// One page. Without a unit the page says so and lists nothing but itself.
@@ -48,7 +48,8 @@ pub(super) fn write(page: u8, unit: Option<&LogicalUnit>, writer: &mut Writer<'_
     writer.patch(2, &length.to_be_bytes());
 }
 
-/// Code sets and designator types (SPC-6 7.7.6.1); the association is the logical unit where it is not said.
+/// Code sets and designator types (SPC-6, Device Identification VPD page); the association is the
+/// logical unit where it is not said.
 const BINARY: u8 = 0x01;
 const ASCII: u8 = 0x02;
 const T10_VENDOR_ID: u8 = 0x01;
@@ -74,7 +75,7 @@ fn designators(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     }
 }
 
-/// SPC-6 7.7.6.1; the name is given in two halves.
+/// SPC-6, Device Identification VPD page; the name is given in two halves.
 fn designator(code_set: u8, kind: u8, head: &[u8], tail: &[u8], writer: &mut Writer<'_>) {
     let length = u8::try_from(head.len().saturating_add(tail.len())).unwrap_or(u8::MAX);
     writer.put(&[code_set, kind, 0, length]);
@@ -82,7 +83,8 @@ fn designator(code_set: u8, kind: u8, head: &[u8], tail: &[u8], writer: &mut Wri
     writer.put(tail);
 }
 
-/// SBC-4 6.6.4. Zero is "not reported" or "not supported" in every field that is left out.
+/// SBC-4, Block Limits VPD page. Zero is "not reported" or "not supported" in every field that is
+/// left out.
 fn block_limits(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.zeros(2); // WSNZ, MAXIMUM COMPARE AND WRITE LENGTH
     let granularity: u16 = 1 << (unit.physical_blocks_exponent & 0x0F);
@@ -92,16 +94,16 @@ fn block_limits(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.zeros(48);
 }
 
-/// SBC-4 6.6.2, MEDIUM ROTATION RATE: 0001h is a medium that does not rotate. For one that does, the rate is
-/// the one SCST reports, 15,000 a minute.
+/// SBC-4, Block Device Characteristics VPD page, MEDIUM ROTATION RATE: 0001h is a medium that does
+/// not rotate. For one that does, the rate is the one SCST reports, 15,000 a minute.
 fn characteristics(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let rate: u16 = if unit.rotational { 15_000 } else { 0x0001 };
     writer.put(&rate.to_be_bytes());
     writer.zeros(58);
 }
 
-/// SBC-4 6.6.7. LBPU, LBPWS and LBPWS10 are zero because none of the commands is known yet; the provisioning
-/// type is 2 (thin) or 0 (not reported).
+/// SBC-4, Logical Block Provisioning VPD page. LBPU, LBPWS and LBPWS10 are zero because none of the
+/// commands is known yet; the provisioning type is 2 (thin) or 0 (not reported).
 fn provisioning(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let kind = if unit.thin { 0x02 } else { 0x00 };
     writer.put(&[0, 0, kind, 0]);
