@@ -1,1 +1,38 @@
-//! lunar-hca
+//! The emulated HCA: reliable connected queue pairs, SRQ, CQ and connection manager as DESIGN
+//! section 6 asks for, as a provider of [`lunar_platform::Hca`] and [`lunar_platform::Listener`].
+//!
+//! Both ends of a connection run the same code ([`EmulatedHca`]); the initiator's end has the extra
+//! methods `connect`, `poll_connect`, `register_remote` and `invalidate`. Two ends meet through a
+//! [`Fabric`]: in one process (threads, or the single-threaded simulator) or between processes (a
+//! Unix socket for the connection manager, shared memory for the data). The data path is the same:
+//! each connection has a segment with two message rings and each end executes its own RDMA on the
+//! peer's mapped memory, so it costs one copy per RDMA operation, two per SEND, and no system call.
+//!
+//! An emulated device moves only when its owner calls it: `ring` starts work, `poll` takes what
+//! arrived and reports completions, `poll_cm` pumps the connection manager. Used from one thread with
+//! a fixed seed everything repeats exactly.
+//!
+//! What may not live here: anything that knows SCSI, SRP or the card's roles. Raw memory is
+//! `lunar_pcie::Segment`'s business; this crate has no `unsafe`.
+#![forbid(unsafe_code)]
+
+mod connection_manager;
+mod device;
+mod fabric;
+mod group;
+mod initiator_side;
+mod listener;
+mod message_ring;
+mod queue_pair;
+mod remote_keys;
+mod shared;
+mod statistics;
+mod unix;
+
+pub use device::{Clock, DeviceConfig, EmulatedDevice, Latency, Mode};
+pub use fabric::Fabric;
+pub use group::EmulatedHca;
+pub use initiator_side::{ConnectEvent, ConnectId};
+pub use listener::{EmulatedConnection, EmulatedListener};
+pub use remote_keys::{RemoteAccess, RemoteKey};
+pub use statistics::Statistics;
