@@ -17,3 +17,6 @@ mod generated {
 pub use frame::{Decoder, Encoder, FRAME_BYTES_MAX, FrameError, MESSAGE_BYTES_MAX, MESSAGES_MAX};
 pub use generated::*;
 pub use negotiation::{Agreed, Refusal, VERSION_MAX, VERSION_MIN, feature, hello, negotiate};
+
+#[cfg(test)]
+mod tests;

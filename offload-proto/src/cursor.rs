@@ -380,3 +380,6 @@ impl<E: Entry, M: RingMemory> Consumer<E, M> {
         &self.cursor
     }
 }
+
+#[cfg(test)]
+mod tests;

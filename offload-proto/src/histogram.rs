@@ -36,3 +36,6 @@ pub fn least_value_of(bucket: usize) -> u64 {
     let inside = bucket.saturating_sub(octave.saturating_mul(PER_OCTAVE));
     inside.wrapping_shl(u32::try_from(octave).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,7 +150,9 @@ open_enum! {
 }
 
 /// Asks the host for one operation. Written by the card, read by the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct SubmissionEntry {
     /// The cursor value this entry was published under.
@@ -184,7 +186,9 @@ pub struct SubmissionEntry {
 }
 
 /// Tells how one operation ended. Written by the agent, read by the card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct CompletionEntry {
     /// The cursor value this entry was published under.
@@ -210,7 +214,9 @@ pub struct CompletionEntry {
 }
 
 /// One piece of a scatter list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Segment {
     /// Arena of the piece.
@@ -567,3 +573,6 @@ impl RingLayout {
         self.entry_base().saturating_add((self.slots as u64).saturating_mul(ENTRY_BYTES as u64))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -559,3 +559,6 @@ impl SgvCache {
         self.buddy.release(granule, class);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,9 +121,10 @@ impl<T> Slots<T> {
 
     /// Claimed slots, by index. Takes time in proportion to the capacity: not for the data path.
     pub fn iter_live(&self) -> impl Iterator<Item = (SlotId, &T)> {
-        (0_u32..).zip(&self.slots).filter(|(_, slot)| is_live(slot.generation)).map(
-            |(index, slot)| (SlotId { index, generation: slot.generation }, &slot.value),
-        )
+        (0_u32..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| is_live(slot.generation))
+            .map(|(index, slot)| (SlotId { index, generation: slot.generation }, &slot.value))
     }
 
     /// Number of claimed slots.
@@ -154,3 +155,6 @@ impl<T> Slots<T> {
 const fn is_live(generation: u32) -> bool {
     generation & 1 == 1
 }
+
+#[cfg(test)]
+mod tests;

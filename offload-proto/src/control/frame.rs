@@ -169,7 +169,9 @@ impl<M: Message + Default> Decoder<M> {
         Self::with_limit(MESSAGE_BYTES_MAX)
     }
 
-    /// A decoder that takes at most `message_bytes_max` bytes of unfinished messages.
+    /// A decoder that takes at most `message_bytes_max` bytes of unfinished messages. A decoded
+    /// message can be some hundred times longer than on the wire (an empty element of a list is two
+    /// bytes there), so who distrusts its peer takes no longer messages than it needs.
     #[must_use]
     pub fn with_limit(message_bytes_max: usize) -> Self {
         Self {
@@ -203,6 +205,12 @@ impl<M: Message + Default> Decoder<M> {
             self.unfinished = Vec::new();
         }
         result
+    }
+
+    /// Bytes of unfinished messages held now.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.unfinished.iter().map(|message| message.bytes.len()).sum()
     }
 
     fn advance(&mut self) -> Result<Option<M>, FrameError> {
@@ -253,8 +261,7 @@ impl<M: Message + Default> Decoder<M> {
         if bytes.is_empty() && !(last && index == 0) {
             return Err(FrameError::EmptyPiece { message_id, index });
         }
-        let held: usize = self.unfinished.iter().map(|message| message.bytes.len()).sum();
-        let with_this = held.saturating_add(bytes.len());
+        let with_this = self.held_bytes().saturating_add(bytes.len());
         if with_this > self.message_bytes_max {
             let limit = self.message_bytes_max;
             return Err(FrameError::MessageTooLong { bytes: with_this, limit });
