@@ -49,7 +49,7 @@ impl Arena {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let mapping = MmapOptions::new().len(length_bytes).map_raw(&file.as_raw_fd())?;
+        let mapping = MmapOptions::new().len(length_bytes).map_raw(file.as_raw_fd())?;
         Ok(Self { mapping: Arc::new(mapping) })
     }
 

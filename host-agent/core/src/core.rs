@@ -1,0 +1,494 @@
+//! The core itself: its state, and the way of an operation from the ring to a handler and back. The
+//! control channel's side is in `control`.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use lunar_handlers::{CancelAnswer, Outcome as HandlerOutcome};
+use lunar_offload_proto::ring::{
+    CompletionEntry, EntryError, FLAG_SIDE, Operation, Outcome, SENSE_BYTES_MAX, SideRecord,
+    SubmissionEntry,
+};
+use lunar_scsi::sense::Sense;
+use lunar_scsi::status::Status;
+
+use crate::config::CoreConfig;
+use crate::effect::{Effect, Level, LogEvent};
+use crate::link::{Link, LinkState};
+use crate::nexus::{Nexus, NexusTable, Standing};
+use crate::operations::{OperationId, Operations, Running};
+use crate::rings::{Parked, PendingCancel, Ring, RingCounters, RingState};
+use crate::submission::{Verdict, decide};
+use crate::units::{Configuration, ConfigurationError, Units};
+
+/// See the crate's documentation for how it is driven.
+#[derive(Debug)]
+pub struct Core {
+    pub(crate) config: CoreConfig,
+    pub(crate) link: Link,
+    /// The epoch of the card that the rings belong to.
+    pub(crate) card_epoch: Option<u64>,
+    pub(crate) units: Units,
+    /// The generation that the card has in force.
+    pub(crate) applied_generation: u32,
+    pub(crate) nexuses: NexusTable,
+    pub(crate) rings: Vec<Ring>,
+    pub(crate) operations: Operations,
+    pub(crate) effects: VecDeque<Effect>,
+}
+
+/// Where an entry goes first.
+enum Step {
+    Park,
+    Cancel,
+    Decide,
+    Refuse,
+}
+
+impl Core {
+    /// A core without control channel and configuration.
+    #[must_use]
+    pub fn new(config: CoreConfig) -> Self {
+        let recovered = config.recovered.as_ref();
+        let rings: Vec<Ring> = config
+            .rings
+            .iter()
+            .enumerate()
+            .map(|(index, geometry)| {
+                let recovery = recovered.and_then(|recovered| recovered.rings.get(index));
+                Ring::new(*geometry, recovery)
+            })
+            .collect();
+        let slots: usize = config
+            .rings
+            .iter()
+            .filter_map(|ring| usize::try_from(ring.layout.slots()).ok())
+            .fold(0, usize::saturating_add);
+        Self {
+            card_epoch: recovered.map(|recovered| recovered.card_epoch),
+            units: Units::after(config.configuration_generation),
+            link: Link::new(),
+            applied_generation: 0,
+            nexuses: NexusTable::default(),
+            rings,
+            operations: Operations::with_capacity(slots),
+            effects: VecDeque::with_capacity(slots),
+            config,
+        }
+    }
+
+    /// Replaces the configuration, for the card and for the entries to come; gives its generation.
+    /// Handlers that it does not name any more may have operations until [`Core::running`] says 0.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`]; the one before stays.
+    pub fn set_configuration(
+        &mut self,
+        configuration: Configuration,
+        now_ns: u64,
+    ) -> Result<u32, ConfigurationError> {
+        let generation = self.units.replace(configuration, self.config.limits.units_max)?;
+        self.remember_card();
+        self.send_configuration();
+        self.release_parked(now_ns);
+        Ok(generation)
+    }
+
+    /// Whether the ring is to be polled now.
+    #[must_use]
+    pub fn wants_polling(&self, ring: u16) -> bool {
+        self.ring(ring).is_some_and(|ring| ring.state == RingState::Open)
+    }
+
+    /// Takes the next submission of `ring`, in ring order. `side` counts only where the entry has
+    /// its flag. Whatever it says, it is answered by effects: at last by one `Complete`, or by
+    /// `CloseRing`.
+    pub fn on_submission(
+        &mut self,
+        ring: u16,
+        entry: &SubmissionEntry,
+        side: &SideRecord,
+        now_ns: u64,
+    ) {
+        if !self.wants_polling(ring) {
+            return;
+        }
+        let Some(state) = self.ring_mut(ring) else {
+            return;
+        };
+        state.next_submission = entry.sequence.get().wrapping_add(1);
+        state.counters.submissions = state.counters.submissions.saturating_add(1);
+        let slots = state.geometry.layout.slots();
+        if state.outstanding >= slots {
+            // Each outstanding operation needs a slot of the completion ring.
+            let fault = format!("more than {slots} operations are outstanding, one for each slot");
+            return self.on_ring_fault(ring, &fault);
+        }
+        state.outstanding = state.outstanding.saturating_add(1);
+        match self.first_step(entry) {
+            Step::Park => {
+                let side = entry.has(FLAG_SIDE).then(|| Box::new(*side));
+                if let Some(state) = self.ring_mut(ring) {
+                    state.counters.parked = state.counters.parked.saturating_add(1);
+                    state.parked.push_back(Parked { entry: *entry, side, since_ns: now_ns });
+                }
+            }
+            Step::Cancel => self.cancel(ring, entry),
+            Step::Decide => self.start(ring, entry, side),
+            Step::Refuse => self.answer(ring, entry.token.get(), Outcome::Refused, 0, 0),
+        }
+    }
+
+    /// The ring broke its contract (bad words, a hostile entry): it is closed, and nothing else is.
+    pub fn on_ring_fault(&mut self, ring: u16, fault: &dyn fmt::Display) {
+        if self.ring(ring).is_none_or(|ring| matches!(ring.state, RingState::Closed { .. })) {
+            return;
+        }
+        let reason = format!("ring {ring}: {fault}; closed until the card starts anew");
+        self.orphan(Some(ring));
+        if let Some(state) = self.ring_mut(ring) {
+            state.counters.faults = state.counters.faults.saturating_add(1);
+            state.forget();
+            state.state = RingState::Closed { reason: reason.clone() };
+        }
+        self.log(Level::Error, "ring-fault", reason.clone());
+        self.effects.push_back(Effect::CloseRing { ring, reason });
+        // A ring that cannot be reconciled holds the others up no longer.
+        self.send_configuration();
+    }
+
+    /// Takes the end of an operation from its handler. Unknown ids are ignored.
+    pub fn on_outcome(&mut self, operation: OperationId, outcome: HandlerOutcome, now_ns: u64) {
+        let Some(running) = self.operations.remove(operation) else {
+            return;
+        };
+        if running.orphaned {
+            if self.link.state == LinkState::HoldingBack {
+                self.admit_card(now_ns);
+            }
+            return;
+        }
+        let (outcome, detail) = ring_outcome(outcome);
+        let mut transferred_bytes = 0;
+        match outcome {
+            Outcome::Done => transferred_bytes = running.data.map_or(0, |data| data.length),
+            Outcome::Cancelled => {}
+            _ => self.report_error(&running, outcome, detail),
+        }
+        self.answer(running.ring, running.token, outcome, detail, transferred_bytes);
+    }
+
+    /// Takes a handler's answer to [`Effect::Cancel`]: one for each, before or after the
+    /// operation's own end.
+    pub fn on_cancel_answer(&mut self, operation: OperationId, answer: CancelAnswer) {
+        let outcome = match answer {
+            CancelAnswer::Cancelled => Outcome::Done,
+            CancelAnswer::TooLate => Outcome::TooLate,
+        };
+        let mut tokens = Vec::new();
+        for (index, ring) in self.rings.iter_mut().enumerate() {
+            ring.cancels.retain(|cancel| {
+                let other = cancel.operation != operation;
+                if !other {
+                    tokens.push((u16::try_from(index).unwrap_or(u16::MAX), cancel.token));
+                }
+                other
+            });
+        }
+        for (ring, token) in tokens {
+            self.answer(ring, token, outcome, 0, 0);
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Where the control channel is.
+    #[must_use]
+    pub fn link_state(&self) -> LinkState {
+        self.link.state
+    }
+
+    /// Operations at handlers, those included that nobody waits for any more.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.operations.count()
+    }
+
+    /// Entries of `ring` that were taken and not completed.
+    #[must_use]
+    pub fn outstanding(&self, ring: u16) -> u32 {
+        self.ring(ring).map_or(0, |ring| ring.outstanding)
+    }
+
+    /// Whether and why `ring` is (not) polled; `None` for a ring that is not there.
+    #[must_use]
+    pub fn ring_state(&self, ring: u16) -> Option<&RingState> {
+        self.ring(ring).map(|ring| &ring.state)
+    }
+
+    /// What was counted of `ring`.
+    #[must_use]
+    pub fn ring_counters(&self, ring: u16) -> Option<RingCounters> {
+        self.ring(ring).map(|ring| ring.counters)
+    }
+
+    /// The nexuses that are logged in, by handle.
+    pub fn nexuses(&self) -> impl Iterator<Item = &Nexus> {
+        self.nexuses.iter()
+    }
+
+    /// The configuration generation that entries are checked under, 0 before the first.
+    #[must_use]
+    pub fn configuration_generation(&self) -> u32 {
+        self.units.generation
+    }
+
+    /// The configuration generation that the card has in force, 0 for none.
+    #[must_use]
+    pub fn applied_generation(&self) -> u32 {
+        self.applied_generation
+    }
+
+    /// Gives every parked entry whose generations have been seen meanwhile its way, in order.
+    pub(crate) fn release_parked(&mut self, now_ns: u64) {
+        for ring in 0..u16::try_from(self.rings.len()).unwrap_or(u16::MAX) {
+            let parked = self.ring_mut(ring).map(|ring| std::mem::take(&mut ring.parked));
+            let mut kept = VecDeque::new();
+            for parked in parked.unwrap_or_default() {
+                // Something before it may have closed the ring.
+                if !self.wants_polling(ring) {
+                    break;
+                }
+                self.reconsider(ring, parked, &mut kept, now_ns);
+            }
+            if self.wants_polling(ring)
+                && let Some(state) = self.ring_mut(ring)
+            {
+                state.parked = kept;
+            }
+        }
+    }
+
+    fn reconsider(&mut self, ring: u16, parked: Parked, kept: &mut VecDeque<Parked>, now_ns: u64) {
+        let entry = parked.entry;
+        let expired = now_ns.saturating_sub(parked.since_ns) >= self.config.limits.parked_wait_ns;
+        match self.first_step(&entry) {
+            Step::Park if !expired => kept.push_back(parked),
+            Step::Park => {
+                if let Some(state) = self.ring_mut(ring) {
+                    state.counters.parked_expired = state.counters.parked_expired.saturating_add(1);
+                }
+                let text = format!(
+                    "ring {ring}: an entry waited too long for configuration generation {} or nexus {} (generation {})",
+                    entry.configuration_generation, entry.nexus, entry.nexus_generation
+                );
+                self.log(Level::Warning, "parked-expired", text);
+                self.answer(ring, entry.token.get(), Outcome::Unavailable, 0, 0);
+            }
+            Step::Refuse => self.answer(ring, entry.token.get(), Outcome::Refused, 0, 0),
+            Step::Cancel | Step::Decide => {
+                let empty = SideRecord::empty();
+                self.start(ring, &entry, parked.side.as_deref().unwrap_or(&empty));
+            }
+        }
+    }
+
+    /// Cancels at the handlers what an older card epoch (or a closed ring) left there, and counts
+    /// on none of it: nobody is answered any more.
+    pub(crate) fn orphan(&mut self, only: Option<u16>) {
+        for (operation, running) in self.operations.iter_mut() {
+            if running.orphaned || only.is_some_and(|ring| ring != running.ring) {
+                continue;
+            }
+            running.orphaned = true;
+            let device = running.device;
+            self.effects.push_back(Effect::Cancel { operation, device });
+        }
+    }
+
+    pub(crate) fn ring(&self, ring: u16) -> Option<&Ring> {
+        self.rings.get(usize::from(ring))
+    }
+
+    pub(crate) fn ring_mut(&mut self, ring: u16) -> Option<&mut Ring> {
+        self.rings.get_mut(usize::from(ring))
+    }
+
+    pub(crate) fn log(&mut self, level: Level, code: &'static str, text: impl Into<String>) {
+        self.effects.push_back(Effect::Log(LogEvent::new(level, code, text)));
+    }
+
+    /// Publishes a completion that no taken entry waits for: of an earlier agent's operation.
+    pub(crate) fn publish(
+        &mut self,
+        ring: u16,
+        entry: CompletionEntry,
+        side: Option<Box<SideRecord>>,
+    ) {
+        if let Some(state) = self.ring_mut(ring) {
+            state.counters.completions = state.counters.completions.saturating_add(1);
+            state.next_completion = state.next_completion.wrapping_add(1);
+        }
+        self.effects.push_back(Effect::Complete { ring, entry, side });
+    }
+
+    fn first_step(&self, entry: &SubmissionEntry) -> Step {
+        match entry.check() {
+            Ok(()) => {}
+            // What this version does not understand is refused, not punished.
+            Err(
+                EntryError::UnknownOperation { .. }
+                | EntryError::UnknownOutcome { .. }
+                | EntryError::UnknownFlags { .. }
+                | EntryError::Reserved
+                | EntryError::SideMissing { .. }
+                | EntryError::TooLong { .. },
+            ) => return Step::Refuse,
+        }
+        if entry.operation() == Operation::Cancel {
+            return Step::Cancel;
+        }
+        let generation = entry.configuration_generation.get();
+        if self.units.message().is_none() || generation > self.units.generation {
+            return Step::Park;
+        }
+        match self.nexuses.standing(entry.nexus.get(), entry.nexus_generation.get()) {
+            Standing::Known => Step::Decide,
+            Standing::NotYet => Step::Park,
+            Standing::Stale => Step::Refuse,
+        }
+    }
+
+    fn start(&mut self, ring: u16, entry: &SubmissionEntry, side: &SideRecord) {
+        let Some(geometry) = self.ring(ring).map(|ring| ring.geometry) else {
+            return;
+        };
+        let token = entry.token.get();
+        match decide(entry, side, &geometry, &self.units) {
+            Verdict::Execute { device, request, data } => {
+                let unit = entry.unit.get();
+                let operation = self.operations.insert(Running {
+                    ring,
+                    token,
+                    unit,
+                    device,
+                    request,
+                    data,
+                    orphaned: false,
+                });
+                self.effects.push_back(Effect::Execute { operation, device, request, data });
+            }
+            Verdict::Answer(outcome, detail) => self.answer(ring, token, outcome, detail, 0),
+            Verdict::CheckCondition(sense) => self.check_condition(ring, token, &sense),
+            Verdict::Hostile(reason) => self.on_ring_fault(ring, &reason),
+        }
+    }
+
+    /// CANCEL: what is parked never started; what a handler has is the handler's to say.
+    fn cancel(&mut self, ring: u16, entry: &SubmissionEntry) {
+        let (token, target) = (entry.token.get(), entry.cancelled_token());
+        let Some(state) = self.ring_mut(ring) else {
+            return;
+        };
+        let parked = state.parked.iter().position(|parked| parked.entry.token.get() == target);
+        if let Some(at) = parked {
+            state.parked.remove(at);
+            self.answer(ring, target, Outcome::Cancelled, 0, 0);
+            return self.answer(ring, token, Outcome::Done, 0, 0);
+        }
+        let running = self.operations.iter().find(|(_, running)| {
+            running.ring == ring && running.token == target && !running.orphaned
+        });
+        let Some((operation, device)) = running.map(|(id, running)| (id, running.device)) else {
+            return self.answer(ring, token, Outcome::TooLate, 0, 0);
+        };
+        let Some(state) = self.ring_mut(ring) else {
+            return;
+        };
+        let asked = state.cancels.iter().any(|cancel| cancel.operation == operation);
+        state.cancels.push(PendingCancel { operation, token });
+        if !asked {
+            self.effects.push_back(Effect::Cancel { operation, device });
+        }
+    }
+
+    fn check_condition(&mut self, ring: u16, token: u64, sense: &Sense) {
+        let mut bytes = [0; SENSE_BYTES_MAX];
+        // Fixed format: D_SENSE is 0 in every control mode page of ours (SPC-6 7.5.10).
+        let length = sense.encode(false, &mut bytes);
+        let mut side = Box::new(SideRecord::empty());
+        let mut entry = CompletionEntry::new(token, Outcome::Forwarded);
+        entry.status = Status::CheckCondition.code();
+        // `encode` gives at most what fits, so it is taken.
+        if bytes.get(..length).is_some_and(|sense| side.set_sense(sense).is_ok()) {
+            entry.sense_bytes = side.sense_bytes;
+        }
+        self.settle(ring);
+        self.publish(ring, entry, Some(side));
+    }
+
+    /// Completes one taken entry.
+    fn answer(
+        &mut self,
+        ring: u16,
+        token: u64,
+        outcome: Outcome,
+        detail: u64,
+        transferred_bytes: u32,
+    ) {
+        let mut entry = CompletionEntry::new(token, outcome);
+        entry.detail.set(detail);
+        entry.transferred_bytes.set(transferred_bytes);
+        self.settle(ring);
+        if let Some(state) = self.ring_mut(ring) {
+            let counter = match outcome {
+                Outcome::Refused => Some(&mut state.counters.refused),
+                Outcome::Cancelled => Some(&mut state.counters.cancelled),
+                _ => None,
+            };
+            if let Some(counter) = counter {
+                *counter = counter.saturating_add(1);
+            }
+        }
+        self.publish(ring, entry, None);
+    }
+
+    fn settle(&mut self, ring: u16) {
+        if let Some(state) = self.ring_mut(ring) {
+            debug_assert!(state.outstanding > 0, "a completion without submission");
+            state.outstanding = state.outstanding.saturating_sub(1);
+        }
+    }
+
+    fn report_error(&mut self, running: &Running, outcome: Outcome, detail: u64) {
+        if let Some(state) = self.ring_mut(running.ring) {
+            state.counters.errors = state.counters.errors.saturating_add(1);
+        }
+        let name = self.units.get(running.unit).map_or("(removed)", |unit| unit.name.as_str());
+        let unit = running.unit;
+        let text = match running.request.range() {
+            Some((lba, blocks)) => format!(
+                "device {name} (unit {unit}): {blocks} blocks from LBA {lba}: {outcome} (LBA {detail})"
+            ),
+            None => format!("device {name} (unit {unit}): flush: {outcome}"),
+        };
+        self.log(Level::Error, "io-error", text);
+    }
+}
+
+/// The only place where a handler's outcome becomes a ring's: outcome and detail.
+fn ring_outcome(outcome: HandlerOutcome) -> (Outcome, u64) {
+    match outcome {
+        HandlerOutcome::Done => (Outcome::Done, 0),
+        HandlerOutcome::ReadError { lba } => (Outcome::MediumReadError, lba),
+        HandlerOutcome::WriteError { lba } => (Outcome::MediumWriteError, lba),
+        HandlerOutcome::WriteProtected => (Outcome::WriteProtected, 0),
+        HandlerOutcome::NoSpace => (Outcome::NoSpace, 0),
+        HandlerOutcome::OutOfRange => (Outcome::OutOfRange, 0),
+        HandlerOutcome::HardwareError => (Outcome::HardwareError, 0),
+        HandlerOutcome::Cancelled => (Outcome::Cancelled, 0),
+    }
+}
