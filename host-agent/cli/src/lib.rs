@@ -1,1 +1,179 @@
-//! lunar-cli
+//! `lunar`, the command line: asks the agent over its API and prints what it says, as tables or as JSON. It knows
+//! nothing that the API does not tell.
+//!
+//! Exit codes: 0 done; 2 the command line is wrong; 3 no agent answers; 4 the agent refused.
+
+mod table;
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lunar_agent::api::wire;
+
+/// How long the agent may take to answer. It asks the card and gives up on that earlier.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `lunar` is told on its command line.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "lunar", version, about = "Shows what Lunar does")]
+pub struct Options {
+    /// The agent's API socket.
+    #[arg(long, global = true, value_name = "PATH", env = "LUNAR_API", default_value = lunar_agent::api::SOCKET_DEFAULT)]
+    pub api: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Shows targets, LUNs, nexuses, counters and latencies.
+    Show {
+        /// Only this.
+        #[arg(value_enum)]
+        what: Option<What>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says the versions of this program and of the agent that answers.
+    Version,
+}
+
+/// What `lunar show` can be narrowed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    /// The targets.
+    Targets,
+    /// The LUNs, with their devices' counters.
+    Luns,
+    /// Who is logged in.
+    Nexuses,
+    /// Poll groups, SGV caches and rings.
+    Counters,
+    /// Latency percentiles.
+    Latency,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// No agent answers at the socket.
+    Unreachable {
+        /// The socket.
+        api: PathBuf,
+        /// What the attempt said.
+        reason: String,
+    },
+    /// The agent answered with an error.
+    Refused {
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl Failure {
+    /// The exit code, distinct for each.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unreachable { .. } => ExitCode::from(3),
+            Self::Refused { .. } => ExitCode::from(4),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { api, reason } => write!(
+                f,
+                "no agent answers at {}: {reason}\n\
+                 way out: start lunar-agent, or name its socket with --api PATH or LUNAR_API; \
+                 only the agent's user and root may open it",
+                api.display()
+            ),
+            Self::Refused { reason } => write!(f, "the agent refused: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Does what the command line says; the text to print.
+pub fn run(options: &Options) -> Result<String, Failure> {
+    let unreachable = |reason: String| Failure::Unreachable { api: options.api.clone(), reason };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| unreachable(error.to_string()))?;
+    runtime.block_on(async {
+        let connected =
+            tokio::time::timeout(PATIENCE, lunar_agent::api::connect(&options.api)).await;
+        let mut agent = match connected {
+            Ok(Ok(agent)) => agent,
+            Ok(Err(error)) => return Err(unreachable(innermost(&error))),
+            Err(_) => return Err(unreachable(format!("it did not answer for {PATIENCE:?}"))),
+        };
+        match options.command {
+            Command::Show { what, json } => {
+                let reply = answer(agent.show(wire::ShowRequest {})).await?;
+                Ok(if json { as_json(&reply, what) } else { table::show(&reply, what) })
+            }
+            Command::Version => {
+                let reply = answer(agent.version(wire::VersionRequest {})).await?;
+                let own = concat!("lunar ", env!("CARGO_PKG_VERSION"));
+                Ok(format!("{own}\n{} (epoch {})\n", reply.software, reply.epoch))
+            }
+        }
+    })
+}
+
+async fn answer<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(Failure::Refused { reason: status.message().to_owned() }),
+        Err(_) => Err(Failure::Refused { reason: format!("it did not answer for {PATIENCE:?}") }),
+    }
+}
+
+/// The error that an error came from: "transport error" alone helps nobody.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// The reply as JSON, all of it or one part. Field names are those of `agent.proto`.
+fn as_json(reply: &wire::ShowReply, what: Option<What>) -> String {
+    let value = match what {
+        None => serde_json::json!(reply),
+        Some(What::Targets) => serde_json::json!({ "targets": reply.targets }),
+        Some(What::Luns) => serde_json::json!({ "luns": reply.luns }),
+        Some(What::Nexuses) => serde_json::json!({ "nexuses": reply.nexuses }),
+        Some(What::Counters) => serde_json::json!({
+            "poll_groups": reply.poll_groups, "sgv": reply.sgv, "rings": reply.rings,
+        }),
+        Some(What::Latency) => serde_json::json!({ "latencies": reply.latencies }),
+    };
+    format!("{value:#}\n")
+}
+
+/// Prints to standard output. A reader that closed the pipe (`| head`) is no failure.
+pub fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lunar: standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -27,6 +27,9 @@ pub struct Offer {
     pub arena: OwnedFd,
     /// The rings: a sealed memory file of [`Layout::rings_bytes`] bytes.
     pub rings: OwnedFd,
+    /// What an agent leaves for its successor: a sealed memory file of
+    /// [`NOTES_BYTES`](crate::layout::NOTES_BYTES) bytes, zero at first. Not for the card.
+    pub notes: OwnedFd,
     /// The hint lines of each poll group.
     pub hints: Vec<HintLines>,
     record: OfferRecord,
@@ -131,11 +134,11 @@ impl Client {
         );
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().context("the keeper sent too few descriptors");
-        let (arena, rings) = (next()?, next()?);
+        let (arena, rings, notes) = (next()?, next()?, next()?);
         let hints = (0..layout.groups())
             .map(|_| Ok(HintLines { to_host: next()?, to_card: next()? }))
             .collect::<anyhow::Result<_>>()?;
-        Ok(Offer { layout, arena, rings, hints, record })
+        Ok(Offer { layout, arena, rings, notes, hints, record })
     }
 
     /// Takes the export of `arena` back. When it returns, every other client has been told, and the old secret opens

@@ -9,7 +9,10 @@ pub const DATA_ARENA: u16 = 0;
 /// The ring segment's id. It is an arena as well: the card reaches the rings by DMA.
 pub const RING_ARENA: u16 = 1;
 
-/// Poll groups of one card. Their hint lines (two each) and the two memories have to fit one SCM_RIGHTS message, which
+/// Length of the notes, in which an agent leaves word for its successor: small, and nobody else's business.
+pub const NOTES_BYTES: u64 = 4096;
+
+/// Poll groups of one card. Their hint lines (two each) and the three memories have to fit one SCM_RIGHTS message, which
 /// carries 253 descriptors.
 pub const GROUPS_MAX: u32 = 64;
 

@@ -16,14 +16,14 @@ use rustix::net::{
 };
 use tracing::{info, warn};
 
-use crate::layout::{DATA_ARENA, GROUPS_MAX, Layout, RING_ARENA};
+use crate::layout::{DATA_ARENA, GROUPS_MAX, Layout, NOTES_BYTES, RING_ARENA};
 use crate::protocol::{OfferRecord, Refusal, Reply, Request};
 
 /// Clients at a time: an agent, its successor, a card, and people who look. More are refused.
 const CLIENTS_MAX: usize = 32;
 
-/// Descriptors of one offer: two memories and two hint lines for each group.
-pub(crate) const DESCRIPTORS_MAX: usize = 2 + 2 * GROUPS_MAX as usize;
+/// Descriptors of one offer: three memories and two hint lines for each group.
+pub(crate) const DESCRIPTORS_MAX: usize = 3 + 2 * GROUPS_MAX as usize;
 
 /// What `lunar-arena` is told on its command line.
 #[derive(Clone, Debug, clap::Parser)]
@@ -126,6 +126,8 @@ struct Keeper {
     arena_secret: [u8; 16],
     rings: OwnedFd,
     rings_secret: [u8; 16],
+    /// What an agent leaves for its successor. Never exported: the card must not be able to write it.
+    notes: OwnedFd,
     /// For each group: the line that wakes the host, then the one that wakes the card.
     hints: Vec<OwnedFd>,
     clients: Vec<OwnedFd>,
@@ -152,6 +154,7 @@ impl Keeper {
             arena_secret: random_bytes()?,
             rings: memory("lunar-rings", layout.rings_bytes())?,
             rings_secret: random_bytes()?,
+            notes: memory("lunar-notes", NOTES_BYTES)?,
             hints,
             clients: Vec::new(),
         })
@@ -277,7 +280,7 @@ impl Keeper {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let mut descriptors = Vec::new();
         if with_descriptors {
-            descriptors.extend([self.arena.as_fd(), self.rings.as_fd()]);
+            descriptors.extend([self.arena.as_fd(), self.rings.as_fd(), self.notes.as_fd()]);
             descriptors.extend(self.hints.iter().map(AsFd::as_fd));
             if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
                 return false;

@@ -83,6 +83,7 @@ fn memory_and_hints_outlive_a_client_and_are_shared_by_all() {
     assert_eq!((first.layout.groups(), first.layout.ring().slots()), (2, 64));
     write_at(&first.arena, 4096, b"in arena");
     write_at(&first.rings, 64, b"in rings");
+    write_at(&first.notes, 0, b"in notes");
     rustix::io::write(&first.hints[1].to_card, &1_u64.to_ne_bytes()).unwrap();
     let id = first.keeper_id();
     drop(first);
@@ -91,6 +92,7 @@ fn memory_and_hints_outlive_a_client_and_are_shared_by_all() {
     assert_eq!(second.keeper_id(), id);
     assert_eq!(&read_at(&second.arena, 4096), b"in arena");
     assert_eq!(&read_at(&second.rings, 64), b"in rings");
+    assert_eq!(&read_at(&second.notes, 0), b"in notes");
     let mut count = [0; 8];
     assert_eq!(rustix::io::read(&second.hints[1].to_card, &mut count), Ok(8));
     assert_eq!(u64::from_ne_bytes(count), 1);

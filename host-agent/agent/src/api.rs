@@ -1,0 +1,97 @@
+//! The gRPC API: turns calls into questions to the engine, and nothing else. `proto/agent.proto` documents it.
+
+use std::path::Path;
+
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::line::{EngineLine, Question, ToEngine};
+
+/// The API's messages, its server and its client, as generated.
+#[allow(missing_docs, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("lunar.agent.v1");
+}
+
+use wire::agent_server::{Agent, AgentServer};
+
+/// The socket where nothing else was asked for.
+pub const SOCKET_DEFAULT: &str = "/run/lunar/agent.sock";
+
+/// Name and version of this program.
+pub(crate) const SOFTWARE: &str = concat!("lunar-agent ", env!("CARGO_PKG_VERSION"));
+
+struct Api {
+    epoch: u64,
+    engine: EngineLine,
+}
+
+impl Api {
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Status::unavailable("the agent is stopping; try again when it runs");
+        self.engine.send(ToEngine::Ask(question(answer))).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Api {
+    async fn version(
+        &self,
+        _: Request<wire::VersionRequest>,
+    ) -> Result<Response<wire::VersionReply>, Status> {
+        let software = SOFTWARE.to_owned();
+        Ok(Response::new(wire::VersionReply { software, epoch: self.epoch }))
+    }
+
+    async fn health(
+        &self,
+        _: Request<wire::HealthRequest>,
+    ) -> Result<Response<wire::HealthReply>, Status> {
+        Ok(Response::new(self.ask(Question::Health).await?))
+    }
+
+    async fn show(
+        &self,
+        _: Request<wire::ShowRequest>,
+    ) -> Result<Response<wire::ShowReply>, Status> {
+        Ok(Response::new(*self.ask(Question::Show).await?))
+    }
+}
+
+/// Serves the API on `listener` until `stop` is done, and finishes the calls under way then.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    engine: EngineLine,
+    epoch: u64,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    tonic::transport::Server::builder()
+        .add_service(AgentServer::new(Api { epoch, engine }))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+}
+
+/// A client of the agent at `path`.
+pub async fn connect(
+    path: &Path,
+) -> Result<wire::agent_client::AgentClient<tonic::transport::Channel>, tonic::transport::Error> {
+    let path = path.to_owned();
+    // The authority is required and without meaning on a Unix socket.
+    let channel = tonic::transport::Endpoint::from_static("http://agent.lunar")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        }))
+        .await?;
+    Ok(wire::agent_client::AgentClient::new(channel))
+}
