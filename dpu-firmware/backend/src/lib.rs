@@ -92,14 +92,7 @@ impl Outcome {
     pub const EMPTY: Self = Self::of(0, Code::Lost);
 
     const fn of(token: u64, outcome: Code) -> Self {
-        Self {
-            token,
-            outcome,
-            status: 0,
-            detail: 0,
-            transferred_bytes: 0,
-            required_generation: 0,
-        }
+        Self { token, outcome, status: 0, detail: 0, transferred_bytes: 0, required_generation: 0 }
     }
 
     /// `token` was carried out.

@@ -67,7 +67,10 @@ impl fmt::Display for RingFault {
                 write!(f, "the host completed operation {token:#x}, which is not in flight")
             }
             Self::Outcome { token, outcome } => {
-                write!(f, "the host ended operation {token:#x} with an impossible outcome: {outcome}")
+                write!(
+                    f,
+                    "the host ended operation {token:#x} with an impossible outcome: {outcome}"
+                )
             }
             Self::Transferred { token, found, asked } => write!(
                 f,
