@@ -257,7 +257,6 @@ const _: () = assert!(size_of::<CompletionEntry>() == ENTRY_BYTES);
 const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<SideRecord>() == SIDE_BYTES);
 const _: () = assert!(align_of::<SubmissionEntry>() == 1 && align_of::<SideRecord>() == 1);
-const _: () = assert!(CDB_BYTES_MAX <= u16::MAX as usize && SENSE_BYTES_MAX <= u16::MAX as usize);
 
 /// Why an entry or side record is malformed, whatever unit or nexus it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
