@@ -537,10 +537,10 @@ impl EmulatedHca {
 
     /// Has the peer look at its connection manager messages, also when it watches the queue pair.
     pub(crate) fn tell_connection_manager(&mut self, index: u32) {
-        if let Some(qp) = queue_pair(&mut self.slots, index) {
-            if let Some(peer) = &qp.peer {
-                peer.tell(|| false, self.engine.drop_wake_ups);
-            }
+        if let Some(qp) = queue_pair(&mut self.slots, index)
+            && let Some(peer) = &qp.peer
+        {
+            peer.tell(|| false, self.engine.drop_wake_ups);
         }
     }
 
@@ -565,11 +565,11 @@ impl EmulatedHca {
         if let Some((_, event)) =
             self.engine.events.pop_front_if(|(due, _)| *due <= self.engine.now)
         {
-            if let CmEvent::Disconnected(handle) = event {
-                if let Some(qp) = queue_pair(&mut self.slots, handle.index) {
-                    qp.closing = Closing::Seen;
-                    self.draining.push(handle.index);
-                }
+            if let CmEvent::Disconnected(handle) = event
+                && let Some(qp) = queue_pair(&mut self.slots, handle.index)
+            {
+                qp.closing = Closing::Seen;
+                self.draining.push(handle.index);
             }
             return Some(event);
         }
@@ -655,7 +655,7 @@ impl Hca for EmulatedHca {
     fn poll_cm(&mut self) -> Option<CmEvent> {
         self.look_at_clock();
         self.look_at_faults();
-        if self.sockets > 0 && self.cm_polls % SOCKET_POLLS == 0 {
+        if self.sockets > 0 && self.cm_polls.is_multiple_of(SOCKET_POLLS) {
             self.look_at_sockets();
         }
         self.cm_polls += 1;
@@ -731,7 +731,7 @@ impl Hca for EmulatedHca {
         }
         self.look_at_clock();
         self.look_at_faults();
-        if self.sockets > 0 && self.engine.statistics.polls % SOCKET_POLLS == 0 {
+        if self.sockets > 0 && self.engine.statistics.polls.is_multiple_of(SOCKET_POLLS) {
             self.look_at_sockets();
         }
         self.look_at_activity();
@@ -758,7 +758,7 @@ impl Hca for EmulatedHca {
             }
         }
         let filled = sink.filled;
-        if idle && self.engine.statistics.polls % u64::from(IDLE_POLLS_MAX) == 0 {
+        if idle && self.engine.statistics.polls.is_multiple_of(u64::from(IDLE_POLLS_MAX)) {
             self.cool();
         }
         filled

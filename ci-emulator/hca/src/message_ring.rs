@@ -134,7 +134,7 @@ impl InRing {
         if waiting == 0 {
             return Ok(None);
         }
-        if waiting > memory.ring_bytes || waiting % LINE as u32 != 0 {
+        if waiting > memory.ring_bytes || !waiting.is_multiple_of(LINE as u32) {
             return Err(Lie);
         }
         let (at, _) = split(self.head, HEADER_BYTES, memory.ring_bytes);
