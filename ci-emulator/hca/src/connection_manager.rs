@@ -37,6 +37,7 @@ pub(crate) enum Message {
 
 /// What receiving gives.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // lives on the stack, for a moment
 pub(crate) enum Received {
     Message(Message),
     /// Nothing now.

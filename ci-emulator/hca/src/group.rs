@@ -100,7 +100,12 @@ impl EmulatedHca {
         own.set_unreachable(device.is_unreachable());
         let epoll = unix::epoll(&own.wake)?;
         let count = attributes.queue_pairs_max as usize;
-        let draws = Randomness::new(config.seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+        // Devices of one seed draw differently: the name (hashed as FNV-1a) is part of it.
+        let name = config.name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let seed = config.seed ^ name ^ number.wrapping_mul(0xd134_2543_de82_ef95);
+        let draws = Randomness::new(seed);
         let engine = Engine {
             space,
             statistics: Statistics::default(),
@@ -282,6 +287,11 @@ impl EmulatedHca {
             bit: index,
             wake: self.own.wake.clone(),
         }
+    }
+
+    /// Whether any peer is another process.
+    pub(crate) fn has_sockets(&self) -> bool {
+        self.sockets > 0
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -527,10 +537,10 @@ impl EmulatedHca {
 
     /// Has the peer look at its connection manager messages, also when it watches the queue pair.
     pub(crate) fn tell_connection_manager(&mut self, index: u32) {
-        if let Some(qp) = queue_pair(&mut self.slots, index) {
-            if let Some(peer) = &qp.peer {
-                peer.tell(|| false, self.engine.drop_wake_ups);
-            }
+        if let Some(qp) = queue_pair(&mut self.slots, index)
+            && let Some(peer) = &qp.peer
+        {
+            peer.tell(|| false, self.engine.drop_wake_ups);
         }
     }
 
@@ -555,11 +565,11 @@ impl EmulatedHca {
         if let Some((_, event)) =
             self.engine.events.pop_front_if(|(due, _)| *due <= self.engine.now)
         {
-            if let CmEvent::Disconnected(handle) = event {
-                if let Some(qp) = queue_pair(&mut self.slots, handle.index) {
-                    qp.closing = Closing::Seen;
-                    self.draining.push(handle.index);
-                }
+            if let CmEvent::Disconnected(handle) = event
+                && let Some(qp) = queue_pair(&mut self.slots, handle.index)
+            {
+                qp.closing = Closing::Seen;
+                self.draining.push(handle.index);
             }
             return Some(event);
         }
@@ -645,7 +655,7 @@ impl Hca for EmulatedHca {
     fn poll_cm(&mut self) -> Option<CmEvent> {
         self.look_at_clock();
         self.look_at_faults();
-        if self.sockets > 0 && self.cm_polls % SOCKET_POLLS == 0 {
+        if self.sockets > 0 && self.cm_polls.is_multiple_of(SOCKET_POLLS) {
             self.look_at_sockets();
         }
         self.cm_polls += 1;
@@ -721,7 +731,7 @@ impl Hca for EmulatedHca {
         }
         self.look_at_clock();
         self.look_at_faults();
-        if self.sockets > 0 && self.engine.statistics.polls % SOCKET_POLLS == 0 {
+        if self.sockets > 0 && self.engine.statistics.polls.is_multiple_of(SOCKET_POLLS) {
             self.look_at_sockets();
         }
         self.look_at_activity();
@@ -748,7 +758,7 @@ impl Hca for EmulatedHca {
             }
         }
         let filled = sink.filled;
-        if idle && self.engine.statistics.polls % u64::from(IDLE_POLLS_MAX) == 0 {
+        if idle && self.engine.statistics.polls.is_multiple_of(u64::from(IDLE_POLLS_MAX)) {
             self.cool();
         }
         filled
@@ -793,5 +803,167 @@ impl Hca for EmulatedHca {
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         use std::os::fd::AsFd as _;
         Some(self.epoll.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceConfig;
+    use crate::fabric::Fabric;
+    use lunar_pcie::Segment;
+    use lunar_platform::{Listener, Sge, WorkRequestId};
+
+    const PARAMETERS: QpParameters = QpParameters { send_queue_depth: 8, rdma_reads: 1 };
+
+    fn group(name: &str) -> EmulatedHca {
+        let device = EmulatedDevice::new(DeviceConfig::new(name));
+        let mut space = AddressSpace::new();
+        space.register(&Segment::anonymous(4096).unwrap());
+        let attributes = HcaAttributes {
+            queue_pairs_max: 200,
+            send_queue_depth_max: 64,
+            shared_receive_queue_depth: 64,
+            completion_queue_depth: 256,
+            rdma_reads_max: 16,
+            message_bytes_max: 1 << 20,
+        };
+        device.group(attributes, space).unwrap()
+    }
+
+    /// A connected pair: passive group, active group, their handles.
+    fn connected() -> (EmulatedHca, EmulatedHca, QpHandle, QpHandle) {
+        let (mut passive, mut active) = (group("card"), group("client"));
+        let fabric = Fabric::in_process();
+        let mut listener = passive.device().clone().listener(&fabric, "srp").unwrap();
+        active.connect(&fabric, "srp", PARAMETERS, &[]);
+        let request = listener.poll().unwrap();
+        let passive_qp = passive.accept(request.connection, PARAMETERS, &[]).unwrap();
+        let Some(ConnectEvent::Accepted { qp, .. }) = active.poll_connect() else { panic!() };
+        assert_eq!(passive.poll_cm(), Some(CmEvent::Established(passive_qp)));
+        (passive, active, passive_qp, qp)
+    }
+
+    /// What a lying peer does to the words of its end.
+    type Lie = fn(&QueuePairMemory);
+
+    #[test]
+    fn a_peer_that_lies_loses_its_connection_and_nothing_else() {
+        let lies: [(&str, Lie); 6] = [
+            ("more published than fits", |memory| memory.publish(1 << 30)),
+            ("published off the grid", |memory| memory.publish(63)),
+            ("a cursor that goes back", |memory| memory.publish(0u32.wrapping_sub(64))),
+            ("a message longer than what is there", |memory| {
+                memory.segment.write(memory.out_ring, &[0, 0, 0, 0, 57, 0, 0, 0]);
+                memory.publish(64);
+            }),
+            ("a length that overflows", |memory| {
+                memory.segment.write(memory.out_ring, &[0, 0, 0, 0, 255, 255, 255, 255]);
+                memory.publish(64);
+            }),
+            ("another sequence", |memory| {
+                memory.segment.write(memory.out_ring, &[1, 0, 0, 0, 8, 0, 0, 0]);
+                memory.publish(64);
+            }),
+        ];
+        for (what, lie) in lies {
+            let (mut passive, mut active, passive_qp, qp) = connected();
+            lie(&active.queue_pair(qp.index).unwrap().memory);
+            active.with(qp.index, |qp, engine| qp.tell(engine));
+            let mut out = [WorkCompletion::EMPTY; 4];
+            assert_eq!(passive.poll(&mut out), 0, "{what}");
+            assert_eq!(passive.poll_cm(), Some(CmEvent::QpFatal(passive_qp)), "{what}");
+            assert_eq!(passive.statistics().peer_lies, 1, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_was_never_sent_is_a_lie() {
+        let (mut passive, mut active, passive_qp, qp) = connected();
+        let request = SendRequest {
+            id: WorkRequestId(1),
+            operation: SendOperation::Send,
+            local: Sge::default(),
+            signaled: true,
+        };
+        passive.post_send(passive_qp, &[request]).unwrap();
+        passive.ring(passive_qp);
+        active.queue_pair(qp.index).unwrap().memory.acknowledge(128);
+        let mut out = [WorkCompletion::EMPTY; 4];
+        assert_eq!(passive.poll(&mut out), 1);
+        assert_eq!(out[0].status, lunar_platform::CompletionStatus::Flushed);
+        assert_eq!(passive.poll_cm(), Some(CmEvent::QpFatal(passive_qp)));
+        assert_eq!(passive.statistics().peer_lies, 1);
+    }
+
+    #[test]
+    fn bits_of_queue_pairs_that_do_not_exist_are_ignored() {
+        let (mut passive, mut active, _, qp) = connected();
+        for bit in 0..200 {
+            let mut peer = active.queue_pair(qp.index).unwrap().peer.clone().unwrap();
+            peer.bit = bit;
+            assert!(peer.is_valid());
+            peer.tell(|| false, false);
+        }
+        assert_eq!(passive.poll(&mut [WorkCompletion::EMPTY; 4]), 0);
+        assert_eq!(passive.poll_cm(), None);
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_fit_its_segment_is_refused() {
+        let active = group("client");
+        let good = active.endpoint(3);
+        assert!(good.is_valid());
+        let layouts = [
+            GroupLayout { queue_pairs: 1 << 20, ..good.layout },
+            GroupLayout { queue_pairs: u32::MAX, ..good.layout },
+            GroupLayout { remote_keys: 1 << 16, ..good.layout },
+            GroupLayout { remote_keys: u32::MAX, ..good.layout },
+            GroupLayout { queue_pairs: 3, ..good.layout },
+        ];
+        for layout in layouts {
+            assert!(!PeerGroup { layout, ..good.clone() }.is_valid(), "{layout:?}");
+        }
+        let ring = QueuePairMemory::create(4096).unwrap();
+        for ring_bytes in [0, 1, 2048, 4097, 8192, 1 << 31] {
+            let segment = ring.segment.clone();
+            assert!(QueuePairMemory::adopt(segment, End::Passive, ring_bytes).is_none());
+        }
+    }
+
+    #[test]
+    fn the_cursors_of_a_message_ring_wrap_around() {
+        // 4 KiB rings: the byte cursors pass u32::MAX long before a test ends only if they start
+        // there, so they do.
+        let active = QueuePairMemory::create(4096).unwrap();
+        let passive = QueuePairMemory::adopt(active.segment.clone(), End::Passive, 4096).unwrap();
+        let start = 0u32.wrapping_sub(3 * 4096);
+        let mut out = crate::message_ring::OutRing::starting_at(start);
+        let mut inward = crate::message_ring::InRing::starting_at(start);
+        active.publish(start);
+        passive.acknowledge(start);
+        let segment = Segment::anonymous(4096).unwrap();
+        let mut space = AddressSpace::new();
+        let range = space.register(&segment);
+        for turn in 0..500u32 {
+            let length = turn * 37 % 2000 + 1;
+            segment.write(0, &vec![turn as u8; length as usize]);
+            assert!(out.has_room(&active, length));
+            let from = space.resolve(range.key, range.base, u64::from(length)).unwrap();
+            let end = out.send(&active, Some(&from), length).unwrap();
+            assert!(!out.is_acknowledged(end));
+            assert_eq!(inward.peek(&passive), Ok(Some(length)));
+            segment.write(0, &[0; 2048]);
+            let to = space.resolve(range.key, range.base, u64::from(length)).unwrap();
+            assert!(inward.copy(&passive, &to, length));
+            let mut bytes = vec![0; length as usize + 1];
+            segment.read(0, &mut bytes);
+            assert!(bytes[..length as usize].iter().all(|byte| *byte == turn as u8));
+            assert_eq!(bytes[length as usize], 0);
+            inward.advance(length);
+            inward.acknowledge(&passive);
+            assert_eq!(out.observe(&active), Ok(true));
+            assert!(out.is_acknowledged(end));
+        }
     }
 }

@@ -88,6 +88,9 @@ impl EmulatedHca {
                 let (near, far) = LocalEnd::pair();
                 (Way::Local(near), Some((inbox, far)))
             }
+            Kind::Unix(_) if !self.keys.segments().iter().all(|known| known.fd().is_some()) => {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             Kind::Unix(directory) => {
                 (Way::Unix(UnixEnd::connect(&fabric::socket_path(directory, service))?), None)
             }
@@ -211,7 +214,8 @@ impl EmulatedHca {
     /// must have a descriptor when a peer is another process.
     ///
     /// # Errors
-    /// The range is not inside, or a limit (keys, segments) is reached.
+    /// The range is not inside, a limit (keys, segments) is reached, or the memory cannot be shown to
+    /// a peer that is another process.
     pub fn register_remote(
         &mut self,
         segment: &Segment,
@@ -219,6 +223,12 @@ impl EmulatedHca {
         length: u64,
         access: RemoteAccess,
     ) -> io::Result<RemoteKey> {
+        if segment.fd().is_none() && self.has_sockets() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "memory without a descriptor cannot be shown to another process",
+            ));
+        }
         let (number, new) = self.keys.segment_index(segment)?;
         if new {
             // Before the key is given away, so that whoever sees the key can find the segment.

@@ -40,6 +40,11 @@ pub(crate) struct OutRing {
 }
 
 impl OutRing {
+    #[cfg(test)]
+    pub(crate) fn starting_at(cursor: u32) -> Self {
+        Self { tail: cursor, consumed: cursor, sequence: 0 }
+    }
+
     /// Looks how far the peer is; gives whether that moved.
     pub(crate) fn observe(&mut self, memory: &QueuePairMemory) -> Result<bool, Lie> {
         let consumed = memory.peer_consumed();
@@ -113,6 +118,11 @@ pub(crate) struct InRing {
 }
 
 impl InRing {
+    #[cfg(test)]
+    pub(crate) fn starting_at(cursor: u32) -> Self {
+        Self { head: cursor, sequence: 0 }
+    }
+
     /// Whether a message waits.
     pub(crate) fn has_news(&self, memory: &QueuePairMemory) -> bool {
         memory.peer_published() != self.head
@@ -124,7 +134,7 @@ impl InRing {
         if waiting == 0 {
             return Ok(None);
         }
-        if waiting > memory.ring_bytes || waiting % LINE as u32 != 0 {
+        if waiting > memory.ring_bytes || !waiting.is_multiple_of(LINE as u32) {
             return Err(Lie);
         }
         let (at, _) = split(self.head, HEADER_BYTES, memory.ring_bytes);

@@ -690,11 +690,11 @@ impl QueuePair {
                 }
                 _ => break,
             };
-            if let SendOperation::RdmaRead(_) = request.operation {
-                if status == CompletionStatus::Success {
-                    self.reads_outstanding = self.reads_outstanding.saturating_sub(1);
-                    status = self.deliver_read(engine, &request);
-                }
+            if let SendOperation::RdmaRead(_) = request.operation
+                && status == CompletionStatus::Success
+            {
+                self.reads_outstanding = self.reads_outstanding.saturating_sub(1);
+                status = self.deliver_read(engine, &request);
             }
             self.sends.completed += 1;
             engine.completions_possible = engine.completions_possible.saturating_sub(1);
@@ -755,14 +755,23 @@ impl QueuePair {
         self.state = QpState::Error;
         self.memory.set_state(EndState::Error);
         let started = self.sends.started;
+        let mut broken = false;
         for sequence in self.sends.completed..self.sends.posted {
-            let acknowledged = match self.sends.at(sequence).progress {
-                Progress::Ended { .. } if sequence < started => continue,
-                Progress::OnWire { end } => self.out.is_acknowledged(end),
-                _ => false,
+            let so_far = match self.sends.at(sequence).progress {
+                Progress::Ended { status, at } if sequence < started => Some((status, at)),
+                Progress::OnWire { end } if self.out.is_acknowledged(end) => {
+                    Some((CompletionStatus::Success, engine.due()))
+                }
+                _ => None,
             };
-            let status = if acknowledged { CompletionStatus::Success } else { self.flush_status };
-            self.sends.at(sequence).progress = Progress::Ended { status, at: engine.due() };
+            // Nothing succeeds behind something that did not.
+            let (status, at) = match so_far {
+                Some((CompletionStatus::Success, at)) if !broken => (CompletionStatus::Success, at),
+                Some((status, at)) if status != CompletionStatus::Success => (status, at),
+                _ => (self.flush_status, engine.due()),
+            };
+            broken |= status != CompletionStatus::Success;
+            self.sends.at(sequence).progress = Progress::Ended { status, at };
         }
         self.sends.rung = self.sends.posted;
         self.sends.started = self.sends.posted;

@@ -127,14 +127,6 @@ impl OwnGroup {
         }
     }
 
-    /// Whether any bit is set.
-    pub(crate) fn has_activity(&self) -> bool {
-        (0..self.layout.summary_words()).any(|index| {
-            double_word(&self.segment, self.layout.summary_offset(index)).load(Ordering::Acquire)
-                != 0
-        })
-    }
-
     /// Takes every set bit and gives its number to `each`. Costs one load per 4096 queue pairs when
     /// there is none. Numbers may lie beyond the queue pairs that exist.
     pub(crate) fn take_activity(&self, mut each: impl FnMut(u32)) {

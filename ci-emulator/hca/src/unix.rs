@@ -352,3 +352,89 @@ pub(crate) fn ready(epoll: &OwnedFd, tokens: &mut [u64; 32]) -> usize {
     }
     count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::OwnGroup;
+    use proptest::prelude::*;
+
+    fn descriptors() -> VecDeque<OwnedFd> {
+        let own = OwnGroup::new(GroupLayout { queue_pairs: 64, remote_keys: 4 }).unwrap();
+        let memory = own.segment.fd().unwrap().try_clone_to_owned().unwrap();
+        let wake = own.wake.fd().try_clone_to_owned().unwrap();
+        let queue_pair = Segment::memfd("test", 12 << 10).unwrap();
+        let queue_pair = queue_pair.fd().unwrap().try_clone_to_owned().unwrap();
+        [memory, wake, queue_pair].into()
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_from_another_process_panics(
+            kind in 0u8..8,
+            rest in prop::collection::vec(any::<u8>(), 0..64),
+            with_descriptors in any::<bool>(),
+        ) {
+            let mut bytes = vec![kind];
+            bytes.extend(rest);
+            let passed = if with_descriptors { descriptors() } else { VecDeque::new() };
+            if let Some(Message::Request { endpoint, .. }) = decode(&bytes, passed) {
+                // What decodes is still only a claim.
+                let _ = endpoint.is_valid();
+            }
+        }
+    }
+
+    #[test]
+    fn messages_survive_the_socket_in_order_even_when_it_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("srp.sock");
+        let mut listener = UnixListener::bind(&path).unwrap();
+        let mut near = UnixEnd::connect(&path).unwrap();
+        for number in 0..2000u32 {
+            let private_data = PrivateData::new(&number.to_le_bytes());
+            near.send(&Message::Reject { private_data }).unwrap();
+        }
+        let mut far = None;
+        for number in 0..2000u32 {
+            let received = match &mut far {
+                None => {
+                    let (end, received) = listener.next().unwrap();
+                    far = Some(end);
+                    received
+                }
+                Some(far) => {
+                    // The sender moves on whenever it is looked at.
+                    assert!(matches!(near.receive(), Received::Nothing));
+                    far.receive()
+                }
+            };
+            let Received::Message(Message::Reject { private_data }) = received else {
+                panic!("{received:?}")
+            };
+            assert_eq!(private_data.as_bytes(), number.to_le_bytes());
+        }
+        drop(near);
+        assert!(matches!(far.unwrap().receive(), Received::Gone));
+    }
+
+    #[test]
+    fn an_abandoned_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("srp.sock");
+        let abandoned = new_socket().unwrap();
+        rustix::net::bind(&abandoned, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        drop(abandoned);
+        let live = UnixListener::bind(&path).unwrap();
+        let taken = UnixListener::bind(&path).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn memory_without_a_descriptor_cannot_be_announced() {
+        let segment = Segment::anonymous(4096).unwrap();
+        assert!(encode(&Message::Memory { index: 0, segment }).is_err());
+    }
+}
