@@ -2,8 +2,9 @@
 
 mod model;
 
-use lunar_core::{LinkState, RingState};
-use lunar_handlers::{CancelAnswer, Outcome as Handler, Request};
+use lunar_core::{LinkState, OperationId, RingState};
+use lunar_handlers::memory_disk::{Medium, MemoryDisk};
+use lunar_handlers::{BlockDevice, CancelAnswer, Outcome as Handler, Request};
 use lunar_offload_proto::control::{
     ConfigurationApplied, Fate, Goodbye, HelloRefused, to_card, to_host,
 };
@@ -40,6 +41,38 @@ fn a_write_keeps_its_fua_and_a_flush_has_no_data() {
     let requests: Vec<_> = bench.executing.iter().map(|(_, request, _)| *request).collect();
     assert_eq!(requests, [Request::Write { lba: 16, blocks: 8, fua: true }, Request::Flush]);
     assert_eq!(bench.executing[1].2, None);
+}
+
+#[test]
+fn data_goes_between_the_medium_and_the_range_that_the_card_named() {
+    let medium = Medium::new(512, 1000);
+    let mut disk = MemoryDisk::new(medium.clone(), 3, 1);
+    let mut bench = Bench::serving();
+    let range = block_range();
+    assert!(bench.arena.write(range.offset, &[0x6d; 4096]));
+    for entry in [write(1), read(2)] {
+        bench.submit_and_poll(entry);
+        let (operation, request, data) = bench.executing[0];
+        let window = data.and_then(|data| bench.arena.window(data.offset, data.length));
+        disk.submit(operation.to_request_id(), request, window);
+        let mut ended = Vec::new();
+        while ended.is_empty() {
+            disk.poll(&mut ended);
+        }
+        assert_eq!(OperationId::from_request_id(ended[0].0), operation);
+        bench.end(ended[0].1);
+        // The read must bring back what the write took, not what was left in the range.
+        let mut stored = [0; 4096];
+        assert!(medium.peek(16 * 512, &mut stored));
+        assert_eq!(stored, [0x6d; 4096]);
+        if entry.token.get() == 1 {
+            assert!(bench.arena.write(range.offset, &[0; 4096]));
+        }
+    }
+    assert_eq!(bench.completions(0), [(1, Outcome::Done), (2, Outcome::Done)]);
+    let mut landed = [0; 4096];
+    assert!(bench.arena.read(range.offset, &mut landed));
+    assert_eq!(landed, [0x6d; 4096]);
 }
 
 #[test]
@@ -196,9 +229,12 @@ fn cancel_of_what_is_not_there_is_too_late() {
     assert_eq!(bench.completions(0), [(2, Outcome::TooLate)]);
 }
 
+/// Makes an entry a bad one.
+type Change = fn(&mut SubmissionEntry);
+
 /// Entries that cost the sender its ring.
 fn hostile() -> Vec<(&'static str, SubmissionEntry)> {
-    let with = |change: fn(&mut SubmissionEntry)| {
+    let with = |change: Change| {
         let mut entry = write(1);
         change(&mut entry);
         entry
@@ -254,7 +290,7 @@ fn a_hostile_entry_closes_its_ring_with_a_reason_and_no_other() {
 #[test]
 fn what_cannot_be_carried_out_is_answered_and_the_ring_goes_on() {
     let mut bench = Bench::serving();
-    let cases: [(fn(&mut SubmissionEntry), Outcome); 9] = [
+    let cases: [(Change, Outcome); 9] = [
         (|entry| entry.unit.set(8), Outcome::Refused),
         (|entry| entry.operation = 200, Outcome::Refused),
         (|entry| entry.operation = 0, Outcome::Refused),
