@@ -1,1 +1,7 @@
-fn main() {}
+//! `lunar-agent` as a program of its own.
+
+use clap::Parser;
+
+fn main() -> anyhow::Result<()> {
+    lunar_agent::run(&lunar_agent::Options::parse())
+}

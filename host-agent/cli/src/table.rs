@@ -61,7 +61,7 @@ fn table(text: &mut String, heading: &str, columns: &[&str], rows: Vec<Vec<Strin
         return;
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(columns.iter().map(|column| column.trim_start_matches('>')));
     // A column whose name begins with `>` holds numbers.
     for (index, column) in columns.iter().enumerate() {

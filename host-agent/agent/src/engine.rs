@@ -1,0 +1,550 @@
+//! The engine: one thread that owns the core, the devices and the host's ends of all rings, and carries out what the
+//! core decides.
+//!
+//! One thread for all rings, rather than one for each with a lock around the core between them: devices belong to one
+//! thread, their I/O is the kernel's to spread, and a command costs neither a lock nor a wake-up of another thread.
+//!
+//! It spins while there is work, then sleeps on its descriptors. Hints may be lost, so it never sleeps longer than 1 ms
+//! while anything is under way or was a second ago, and looks at the rings 50 times a second when nothing is.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use lunar_core::ring::{ArenaWindow, RingPair};
+use lunar_core::{
+    ArenaGeometry, Configuration, Core, CoreConfig, DataRange, DeviceHandle, Effect, Level, Limits,
+    LinkState, LogEvent, OperationId, Recovered, RingGeometry, UnitConfiguration,
+};
+use lunar_handlers::{Arena, Ended, Outcome};
+use lunar_keeper::Offer;
+use lunar_keeper::client::HintLines;
+use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
+use lunar_mgmt::Tree;
+use lunar_mgmt::snapshot::{self, Handles};
+use lunar_offload_proto::control::{self, to_host};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use crate::api::{SOFTWARE, wire};
+use crate::devices::{self, Open};
+use crate::epoch::{self, Notes};
+use crate::line::{EngineInbox, Question, ToControl, ToEngine};
+use crate::show;
+
+/// Entries taken from one ring before the others are looked at.
+const RING_BUDGET: usize = 64;
+
+/// Longest sleep while something is under way, or was within [`RECENT_NS`].
+const SLEEP_BUSY_NS: u64 = 1_000_000;
+
+/// Longest sleep otherwise.
+const SLEEP_IDLE_NS: u64 = 20_000_000;
+
+/// How long after the last work the engine still sleeps lightly.
+const RECENT_NS: u64 = 1_000_000_000;
+
+/// How long the card may take to send its counters.
+const STATISTICS_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// How long a stop waits for the devices to end what they have.
+const STOP_PATIENCE_NS: u64 = 5_000_000_000;
+
+/// What an engine is made from.
+pub(crate) struct Parts {
+    pub tree: Tree,
+    pub offer: Offer,
+    pub epoch: u64,
+    pub notes: Notes,
+    pub spin: Duration,
+    pub inbox: EngineInbox,
+    pub outbound: UnboundedSender<ToControl>,
+}
+
+pub(crate) struct Engine {
+    core: Core,
+    tree: Tree,
+    handles: Handles,
+    configuration: control::Configuration,
+    devices: Vec<Open>,
+    arena: Arena,
+    rings: Vec<RingPair<ArenaWindow>>,
+    hints: Vec<HintLines>,
+    notes: Notes,
+    notes_file: OwnedFd,
+    inbox: EngineInbox,
+    outbound: UnboundedSender<ToControl>,
+    connection: u64,
+    card: Card,
+    asking: Vec<Asking>,
+    last_request: u32,
+    ended: Vec<Ended>,
+    start: Instant,
+    spin_ns: u64,
+    stop_by_ns: Option<u64>,
+}
+
+/// What the card said of itself on this connection.
+#[derive(Default)]
+struct Card {
+    software: String,
+    epoch: u64,
+    refused: String,
+}
+
+/// A `Show` that waits for the card's counters.
+struct Asking {
+    request: u32,
+    until_ns: u64,
+    answer: oneshot::Sender<Box<wire::ShowReply>>,
+}
+
+impl Engine {
+    /// Opens the devices, takes over the rings as the last agent left them, and sets the configuration.
+    pub(crate) fn new(parts: Parts) -> anyhow::Result<Self> {
+        let Parts { tree, offer, epoch, notes, spin, inbox, outbound } = parts;
+        let layout = offer.layout;
+        let opened = devices::open_all(&tree)?;
+        let mut handles = Handles::default();
+        let media = devices::media(&opened);
+        let configuration = snapshot::configuration(&tree, &mut handles, &media, 0)?;
+        let map = |file: &OwnedFd, bytes: u64| -> anyhow::Result<Arena> {
+            Ok(Arena::from_fd(file.as_fd(), usize::try_from(bytes)?)?)
+        };
+        let arena = map(&offer.arena, layout.arena_bytes()).context("the data arena")?;
+        let ring_arena = map(&offer.rings, layout.rings_bytes()).context("the rings")?;
+
+        let mut rings = Vec::new();
+        let mut recoveries = Vec::new();
+        let mut faults = Vec::new();
+        for group in 0..layout.groups() {
+            let index = u16::try_from(group)?;
+            let window = |offset| {
+                ArenaWindow::new(ring_arena.clone(), offset, layout.ring())
+                    .context("a ring lies outside the keeper's memory")
+            };
+            let submission = window(layout.submission_offset(group))?;
+            let completion = window(layout.completion_offset(group))?;
+            let recovered =
+                RingPair::recover(index, layout.ring(), submission.clone(), completion.clone());
+            match recovered {
+                Ok((pair, recovery)) => {
+                    rings.push(pair);
+                    recoveries.push(recovery);
+                }
+                Err(fault) => {
+                    rings.push(RingPair::new(index, layout.ring(), submission, completion));
+                    recoveries.push(lunar_core::RingRecovery::default());
+                    faults.push((index, fault));
+                }
+            }
+        }
+        let used = notes.card_epoch != 0;
+        let recovered =
+            used.then_some(Recovered { card_epoch: notes.card_epoch, rings: recoveries });
+        let mut core = Core::new(CoreConfig {
+            software: SOFTWARE.to_owned(),
+            epoch,
+            boot_id: epoch::boot_id(),
+            arenas: arenas(&offer),
+            rings: geometries(&offer)?,
+            configuration_generation: notes.configuration_generation,
+            recovered,
+            limits: Limits::default(),
+        });
+        for (ring, fault) in faults.iter().filter(|_| used) {
+            core.on_ring_fault(*ring, fault);
+        }
+        let (open_devices, core_configuration) = join(opened, &configuration)?;
+        core.set_configuration(core_configuration, 0)?;
+        let notes = Notes { agent_epoch: epoch, ..notes };
+        notes.store(&offer.notes)?;
+        Ok(Self {
+            core,
+            tree,
+            handles,
+            configuration,
+            devices: open_devices,
+            arena,
+            rings,
+            hints: offer.hints,
+            notes,
+            notes_file: offer.notes,
+            inbox,
+            outbound,
+            connection: 0,
+            card: Card::default(),
+            asking: Vec::new(),
+            last_request: 0,
+            ended: Vec::new(),
+            start: Instant::now(),
+            spin_ns: u64::try_from(spin.as_nanos()).unwrap_or(u64::MAX),
+            stop_by_ns: None,
+        })
+    }
+
+    /// Runs until it is told to stop and the devices have ended what they had.
+    pub(crate) fn run(mut self) {
+        let mut busy_ns = 0;
+        loop {
+            let now_ns = self.now_ns();
+            let busy = self.turn(now_ns);
+            if self.stop_by_ns.is_some_and(|by_ns| self.core.running() == 0 || now_ns >= by_ns) {
+                return self.end(now_ns);
+            }
+            if busy {
+                busy_ns = now_ns;
+            } else if now_ns.saturating_sub(busy_ns) < self.spin_ns {
+                std::hint::spin_loop();
+            } else {
+                self.sleep(now_ns, busy_ns);
+            }
+        }
+    }
+
+    /// Everything once; whether there was anything.
+    fn turn(&mut self, now_ns: u64) -> bool {
+        let mut busy = false;
+        while let Some(message) = self.inbox.next() {
+            busy = true;
+            let stop = matches!(message, ToEngine::Stop);
+            self.take(message, now_ns);
+            if stop {
+                break;
+            }
+        }
+        if self.core.next_deadline().is_some_and(|due_ns| due_ns <= now_ns) {
+            self.core.on_tick(now_ns);
+        }
+        // What is taken while stopping could not be ended: the next agent takes it.
+        if self.stop_by_ns.is_none() {
+            for ring in &mut self.rings {
+                busy |= ring.poll(&mut self.core, RING_BUDGET, now_ns) > 0;
+            }
+        }
+        busy |= self.carry_out(now_ns);
+        busy |= self.poll_devices(now_ns);
+        busy |= self.carry_out(now_ns);
+        for (ring, hints) in self.rings.iter_mut().zip(&self.hints) {
+            if ring.publish() {
+                // A full counter means that the card is being woken already.
+                let _ = rustix::io::write(&hints.to_card, &1_u64.to_ne_bytes());
+            }
+        }
+        self.give_up_on_counters(now_ns);
+        busy
+    }
+
+    fn take(&mut self, message: ToEngine, now_ns: u64) {
+        match message {
+            ToEngine::CardConnected { connection } => {
+                self.connection = connection;
+                self.card = Card::default();
+                self.core.on_control_connected(now_ns);
+            }
+            ToEngine::FromCard(message) => {
+                self.note(message.message.as_ref());
+                self.core.on_control(*message, now_ns);
+            }
+            ToEngine::CardLost { connection, reason } if connection == self.connection => {
+                self.core.on_control_lost(now_ns);
+                for asking in std::mem::take(&mut self.asking) {
+                    self.answer_show(asking.answer, Err(&format!("the card is gone: {reason}")));
+                }
+            }
+            ToEngine::CardLost { .. } => {}
+            ToEngine::Ask(Question::Health(answer)) => {
+                // Whoever asked may be gone by now.
+                let _ = answer.send(self.health());
+            }
+            ToEngine::Ask(Question::Show(answer)) => self.show(answer, now_ns),
+            ToEngine::Stop => {
+                let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
+                self.stop_by_ns.get_or_insert(stop_by_ns);
+            }
+        }
+    }
+
+    /// Remembers what `Show` tells of the card. What a message means is the core's business.
+    fn note(&mut self, message: Option<&to_host::Message>) {
+        match message {
+            Some(to_host::Message::HelloAccepted(accepted)) => {
+                if let Some(hello) = &accepted.hello {
+                    self.card.software.clone_from(&hello.software);
+                    self.card.epoch = hello.epoch;
+                }
+            }
+            Some(to_host::Message::ConfigurationRefused(refused)) => {
+                self.card.refused.clone_from(&refused.reason);
+            }
+            Some(to_host::Message::ConfigurationApplied(_)) => self.card.refused.clear(),
+            _ => {}
+        }
+    }
+
+    fn carry_out(&mut self, now_ns: u64) -> bool {
+        let mut busy = false;
+        while let Some(effect) = self.core.poll_effect() {
+            busy = true;
+            match effect {
+                Effect::Execute { operation, device, request, data } => {
+                    self.execute(operation, device, request, data, now_ns);
+                }
+                Effect::Complete { ring, entry, side } => {
+                    if let Some(ring) = self.rings.get_mut(usize::from(ring)) {
+                        ring.complete(&mut self.core, entry, side.as_deref());
+                    }
+                }
+                Effect::Cancel { operation, device } => {
+                    if let Some(device) = device_mut(&mut self.devices, device) {
+                        let answer = device.cancel(operation.to_request_id());
+                        self.core.on_cancel_answer(operation, answer);
+                    }
+                }
+                Effect::SendControl(message) => {
+                    let connection = self.connection;
+                    // Without a control task the agent is ending anyway.
+                    let _ = self.outbound.send(ToControl::Send { connection, message });
+                }
+                Effect::CloseControl { reason } => {
+                    let connection = self.connection;
+                    let _ = self.outbound.send(ToControl::Close { connection, reason });
+                }
+                Effect::CloseRing { ring, reason } => error!(ring, "ring closed: {reason}"),
+                Effect::ResetRing { ring } => {
+                    if let Some(ring) = self.rings.get_mut(usize::from(ring)) {
+                        ring.reset();
+                    }
+                }
+                Effect::RememberCard { epoch, configuration_generation } => {
+                    self.remember(epoch, configuration_generation);
+                }
+                Effect::ArenaRevoked { arena } => info!(arena, "the card uses the arena no more"),
+                Effect::Statistics(statistics) => self.on_statistics(&statistics),
+                Effect::Log(event) => log(&event),
+            }
+        }
+        busy
+    }
+
+    fn execute(
+        &mut self,
+        operation: OperationId,
+        device: DeviceHandle,
+        request: lunar_handlers::Request,
+        data: Option<DataRange>,
+        now_ns: u64,
+    ) {
+        let window = data.map(|range| match range.arena {
+            DATA_ARENA => self.arena.window(range.offset, range.length),
+            _ => None,
+        });
+        let device = device_mut(&mut self.devices, device);
+        match (window, device) {
+            // A range that the core let through and the memory has not.
+            (Some(None), _) | (_, None) => {
+                self.core.on_outcome(operation, Outcome::HardwareError, now_ns);
+            }
+            (window, Some(device)) => {
+                device.submit(operation.to_request_id(), request, window.flatten());
+            }
+        }
+    }
+
+    fn poll_devices(&mut self, now_ns: u64) -> bool {
+        for device in self.devices.iter_mut().filter(|device| device.outstanding() > 0) {
+            device.poll(&mut self.ended);
+        }
+        let busy = !self.ended.is_empty();
+        for (id, outcome) in self.ended.drain(..) {
+            self.core.on_outcome(OperationId::from_request_id(id), outcome, now_ns);
+        }
+        busy
+    }
+
+    fn remember(&mut self, card_epoch: u64, configuration_generation: u32) {
+        self.notes = Notes { card_epoch, configuration_generation, ..self.notes };
+        if let Err(error) = self.notes.store(&self.notes_file) {
+            error!("what the next agent needs cannot be kept: {error:#}");
+        }
+    }
+
+    fn health(&self) -> wire::HealthReply {
+        let (sent, applied) =
+            (self.core.configuration_generation(), self.core.applied_generation());
+        let reason = match self.core.link_state() {
+            LinkState::Down | LinkState::Closing => "no card is connected".to_owned(),
+            LinkState::HelloSent | LinkState::RingsOffered => "the card is being set up".to_owned(),
+            LinkState::HoldingBack => "operations of the card's last start are not over".to_owned(),
+            LinkState::RingsRefused => "the card cannot use the rings; see the log".to_owned(),
+            LinkState::Ready if !self.card.refused.is_empty() => {
+                format!("the card refused the configuration: {}", self.card.refused)
+            }
+            LinkState::Ready if sent != applied => {
+                format!("the card has not applied configuration {sent} yet")
+            }
+            LinkState::Ready => String::new(),
+        };
+        wire::HealthReply { serving: reason.is_empty(), reason }
+    }
+
+    fn met(&self) -> bool {
+        !matches!(
+            self.core.link_state(),
+            LinkState::Down | LinkState::HelloSent | LinkState::Closing
+        )
+    }
+
+    fn show(&mut self, answer: oneshot::Sender<Box<wire::ShowReply>>, now_ns: u64) {
+        if !self.met() {
+            return self.answer_show(answer, Err("no card is connected"));
+        }
+        self.last_request = self.last_request.wrapping_add(1);
+        let request = self.last_request;
+        self.core.request_statistics(request, false);
+        let until_ns = now_ns.saturating_add(STATISTICS_PATIENCE_NS);
+        self.asking.push(Asking { request, until_ns, answer });
+    }
+
+    fn on_statistics(&mut self, statistics: &control::Statistics) {
+        if let Some(at) = self.asking.iter().position(|asking| asking.request == statistics.id) {
+            let asking = self.asking.swap_remove(at);
+            self.answer_show(asking.answer, Ok(statistics));
+        }
+    }
+
+    fn give_up_on_counters(&mut self, now_ns: u64) {
+        while let Some(at) = self.asking.iter().position(|asking| asking.until_ns <= now_ns) {
+            let asking = self.asking.swap_remove(at);
+            let seconds = STATISTICS_PATIENCE_NS / 1_000_000_000;
+            let reason = format!("the card did not send its counters within {seconds} s");
+            self.answer_show(asking.answer, Err(&reason));
+        }
+    }
+
+    fn answer_show(
+        &self,
+        answer: oneshot::Sender<Box<wire::ShowReply>>,
+        statistics: Result<&control::Statistics, &str>,
+    ) {
+        let card = wire::Card {
+            connected: self.met(),
+            software: self.card.software.clone(),
+            epoch: self.card.epoch,
+            configuration_generation: self.core.configuration_generation(),
+            applied_generation: self.core.applied_generation(),
+            refused: self.card.refused.clone(),
+            uptime_ns: 0,
+        };
+        let reply = show::reply(&show::Sources {
+            card,
+            tree: &self.tree,
+            handles: &self.handles,
+            configuration: &self.configuration,
+            statistics,
+        });
+        // Whoever asked may be gone by now.
+        let _ = answer.send(Box::new(reply));
+    }
+
+    /// Sleeps until a descriptor says that there is something, or the bound is over.
+    fn sleep(&mut self, now_ns: u64, busy_ns: u64) {
+        let under_way = self.core.running() > 0 || now_ns.saturating_sub(busy_ns) < RECENT_NS;
+        let bound_ns = if under_way { SLEEP_BUSY_NS } else { SLEEP_IDLE_NS };
+        let due_ns = self.core.next_deadline().map_or(bound_ns, |due| due.saturating_sub(now_ns));
+        let sleep_ns = bound_ns.min(due_ns);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(sleep_ns).unwrap_or(0) };
+        let mut waits = vec![PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN)];
+        waits.extend(self.hints.iter().map(|hints| PollFd::new(&hints.to_host, PollFlags::IN)));
+        let descriptors = self.devices.iter().filter(|device| device.outstanding() > 0);
+        let descriptors = descriptors.filter_map(|device| device.event_fd());
+        waits.extend(descriptors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        // An interrupted or failed wait is a short sleep: everything is looked at anyway.
+        let _ = poll(&mut waits, Some(&timeout));
+        let mut count = [0; 8];
+        let lines = std::iter::once(self.inbox.fd());
+        for line in lines.chain(self.hints.iter().map(|hints| hints.to_host.as_fd())) {
+            let _ = rustix::io::read(line, &mut count);
+        }
+    }
+
+    fn end(mut self, now_ns: u64) {
+        let running = self.core.running();
+        if running > 0 {
+            warn!(running, "stopping although devices have not ended these operations");
+        }
+        self.core.shut_down("the agent stops");
+        self.carry_out(now_ns);
+        for ring in &mut self.rings {
+            ring.publish();
+        }
+        info!("the agent stops; the keeper holds the rings for the next one");
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+fn device_mut(devices: &mut [Open], device: DeviceHandle) -> Option<&mut Open> {
+    devices.get_mut(usize::try_from(device.0).ok()?)
+}
+
+fn arenas(offer: &Offer) -> Vec<ArenaGeometry> {
+    let lengths =
+        [(DATA_ARENA, offer.layout.arena_bytes()), (RING_ARENA, offer.layout.rings_bytes())];
+    let arena = |(id, bytes)| {
+        let blob = offer.export_blob(id)?.to_vec();
+        Some(ArenaGeometry { id, blob, bytes })
+    };
+    lengths.into_iter().filter_map(arena).collect()
+}
+
+fn geometries(offer: &Offer) -> anyhow::Result<Vec<RingGeometry>> {
+    let layout = offer.layout;
+    let geometry = |group| RingGeometry {
+        group,
+        arena: RING_ARENA,
+        submission_offset: layout.submission_offset(group),
+        completion_offset: layout.completion_offset(group),
+        layout: layout.ring(),
+        data_arena: DATA_ARENA,
+        data_offset: layout.data_offset(group),
+        data_bytes: layout.data_bytes(),
+    };
+    ensure!(layout.groups() > 0, "the keeper holds no rings");
+    Ok((0..layout.groups()).map(geometry).collect())
+}
+
+/// Numbers the open devices, and puts each unit of the configuration together with its own.
+fn join(
+    mut opened: BTreeMap<String, Open>,
+    configuration: &control::Configuration,
+) -> anyhow::Result<(Vec<Open>, Configuration)> {
+    let mut devices = Vec::new();
+    let mut units = Vec::new();
+    for unit in &configuration.units {
+        let device = match opened.remove(&unit.name) {
+            Some(device) => {
+                devices.push(device);
+                Some(DeviceHandle(u32::try_from(devices.len() - 1)?))
+            }
+            None => None,
+        };
+        units.push(UnitConfiguration { unit: unit.clone(), device });
+    }
+    Ok((devices, Configuration { units, targets: configuration.targets.clone() }))
+}
+
+fn log(event: &LogEvent) {
+    let (code, text) = (event.code.as_ref(), event.text.as_str());
+    match event.level {
+        Level::Debug => debug!(code, "{text}"),
+        Level::Info => info!(code, "{text}"),
+        Level::Warning => warn!(code, "{text}"),
+        Level::Error => error!(code, "{text}"),
+    }
+}

@@ -1,0 +1,514 @@
+//! The agent as a process of its own, with a keeper and a scripted card: what a card does, step by step, without any of
+//! the card's code.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lunar_agent::api::{self, wire};
+use lunar_core::ring::ArenaWindow;
+use lunar_handlers::Arena;
+use lunar_offload_proto::control::{
+    self, Decoder, Encoder, ToCard, ToHost, feature, to_card, to_host,
+};
+use lunar_offload_proto::cursor::{Consumer, Producer};
+use lunar_offload_proto::histogram::bucket_of;
+use lunar_offload_proto::ring::{CompletionEntry, Operation, Outcome, SubmissionEntry};
+
+/// How long anything may take; a test that needs it all has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const DISK_BYTES: usize = 64 * 4096;
+
+struct Board {
+    directory: tempfile::TempDir,
+    agent: Child,
+}
+
+impl Board {
+    /// A keeper, a disk file, a configuration, and an agent.
+    fn start(configuration: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = lunar_keeper::Options {
+            socket: directory.path().join("keeper"),
+            arena_bytes: 1 << 20,
+            groups: 1,
+            ring_slots: 16,
+            exit_with_parent: false,
+        };
+        // Lives as long as the test program.
+        std::thread::spawn(move || lunar_keeper::run(&keeper));
+        let disk = directory.path().join("disk.img");
+        std::fs::write(&disk, vec![0x5a; DISK_BYTES]).unwrap();
+        let configuration = configuration.replace("DISK", disk.to_str().unwrap());
+        std::fs::write(directory.path().join("scst.conf"), configuration).unwrap();
+        let agent = Self::spawn(directory.path());
+        Self { directory, agent }
+    }
+
+    fn spawn(directory: &Path) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
+        for (option, file) in
+            [("config", "scst.conf"), ("keeper", "keeper"), ("control", "control"), ("api", "api")]
+        {
+            command.arg(format!("--{option}")).arg(directory.join(file));
+        }
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    /// Ends the agent without a chance to tidy up, and starts the next.
+    fn replace_agent(&mut self) {
+        self.agent.kill().unwrap();
+        self.agent.wait().unwrap();
+        self.agent = Self::spawn(self.directory.path());
+    }
+
+    fn ask<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut Api) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut api = api::connect(&self.path("api")).await.unwrap();
+            call(&mut api).await.unwrap().into_inner()
+        })
+    }
+
+    fn show(&self) -> wire::ShowReply {
+        self.ask(async |api| api.show(wire::ShowRequest {}).await)
+    }
+
+    fn health(&self) -> wire::HealthReply {
+        self.ask(async |api| api.health(wire::HealthRequest {}).await)
+    }
+}
+
+type Api = wire::agent_client::AgentClient<tonic::transport::Channel>;
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+/// The control channel's far end.
+struct Card {
+    stream: UnixStream,
+    decoder: Decoder<ToCard>,
+    encoder: Encoder,
+}
+
+impl Card {
+    fn connect(board: &Board) -> Self {
+        let start = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(board.path("control")) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(start.elapsed() < PATIENCE, "no agent: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, decoder: Decoder::new(), encoder: Encoder::new() }
+    }
+
+    fn send(&mut self, message: to_host::Message) {
+        let message = ToHost { message: Some(message) };
+        let bytes = self.encoder.to_bytes(&message).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// The next message that is no heartbeat; `None` when the agent closed the channel.
+    fn next(&mut self) -> Option<to_card::Message> {
+        let mut bytes = [0; 4096];
+        loop {
+            match self.decoder.next_message().unwrap() {
+                Some(ToCard { message: Some(to_card::Message::Heartbeat(_)) }) => {}
+                Some(message) => return message.message,
+                None => match self.stream.read(&mut bytes).unwrap() {
+                    0 => return None,
+                    length => self.decoder.push(&bytes[..length]),
+                },
+            }
+        }
+    }
+
+    /// Hello to ConfigurationApplied. `reconcile` for a card that the agent's rings belong to.
+    fn meet(
+        &mut self,
+        epoch: u64,
+        reconcile: bool,
+    ) -> (control::RingSetup, control::Configuration) {
+        let Some(to_card::Message::Hello(hello)) = self.next() else { panic!("no Hello") };
+        let limits = control::Limits::default();
+        let mine = control::hello("scripted card", epoch, [7; 16], feature::ALL, 0, limits);
+        let agreed = control::negotiate(&mine, &hello).unwrap();
+        self.send(to_host::Message::HelloAccepted(control::HelloAccepted {
+            version: agreed.version,
+            features: agreed.features,
+            hello: Some(mine),
+        }));
+        let Some(to_card::Message::RingSetup(setup)) = self.next() else { panic!("no RingSetup") };
+        self.send(to_host::Message::RingsReady(control::RingsReady::default()));
+        if reconcile {
+            self.send(to_host::Message::Reconcile(control::Reconcile {
+                ring: 0,
+                agent_epoch: hello.epoch,
+                operations: Vec::new(),
+            }));
+            let reconciled = self.next();
+            assert!(matches!(reconciled, Some(to_card::Message::Reconciled(_))), "{reconciled:?}");
+        }
+        let Some(to_card::Message::Configuration(configuration)) = self.next() else {
+            panic!("no Configuration")
+        };
+        let generation = configuration.generation;
+        self.send(to_host::Message::ConfigurationApplied(control::ConfigurationApplied {
+            generation,
+        }));
+        self.send(to_host::Message::NexusEvent(control::NexusEvent {
+            kind: control::NexusEventKind::Login.into(),
+            nexus: 3,
+            nexus_generation: 1,
+            target: 1,
+            initiator_port_id: vec![9; 16],
+            peer: "fe80::1".to_owned(),
+            channels: 1,
+            ..control::NexusEvent::default()
+        }));
+        (setup, configuration)
+    }
+}
+
+/// The card's ends of ring 0, in the keeper's memory.
+struct Rings {
+    submissions: Producer<SubmissionEntry, ArenaWindow>,
+    completions: Consumer<CompletionEntry, ArenaWindow>,
+    arena: Arena,
+    offer: lunar_keeper::Offer,
+    token: u64,
+}
+
+impl Rings {
+    fn open(board: &Board, setup: &control::RingSetup) -> Self {
+        let path = board.path("keeper");
+        let offer =
+            lunar_keeper::Client::connect_within(&path, PATIENCE).unwrap().attach().unwrap();
+        let ring = setup.rings[0];
+        let layout = offer.layout.ring();
+        assert_eq!(ring.slots, layout.slots());
+        let blob =
+            |arena: u32| setup.arenas.iter().find(|own| own.id == arena).unwrap().blob.clone();
+        for arena in [ring.arena, ring.data_arena] {
+            let expected = offer.export_blob(u16::try_from(arena).unwrap()).unwrap();
+            assert_eq!(blob(arena), expected, "the blob the card imports the arena with");
+        }
+        let rings_bytes = usize::try_from(offer.layout.rings_bytes()).unwrap();
+        let rings = Arena::from_fd(offer.rings.as_fd(), rings_bytes).unwrap();
+        let window = |offset| ArenaWindow::new(rings.clone(), offset, layout).unwrap();
+        let arena_bytes = usize::try_from(offer.layout.arena_bytes()).unwrap();
+        Self {
+            submissions: Producer::resume(
+                layout,
+                window(ring.submission_offset),
+                ring.submission_sequence,
+            ),
+            completions: Consumer::resume(
+                layout,
+                window(ring.completion_offset),
+                ring.completion_sequence,
+            ),
+            arena: Arena::from_fd(offer.arena.as_fd(), arena_bytes).unwrap(),
+            offer,
+            token: 0,
+        }
+    }
+
+    /// One operation from submission to completion. `hint`: whether the agent is told to look.
+    fn run(
+        &mut self,
+        operation: Operation,
+        unit: u32,
+        generation: u32,
+        block: u64,
+        hint: bool,
+    ) -> CompletionEntry {
+        self.token += 1;
+        let mut entry = SubmissionEntry::new(operation, self.token);
+        entry.unit = unit.into();
+        entry.nexus = 3.into();
+        entry.nexus_generation = 1.into();
+        entry.configuration_generation = generation.into();
+        if operation != Operation::Flush {
+            entry.lba = (block * 8).into();
+            entry.blocks = 8.into();
+            entry.data_bytes = 4096.into();
+            entry.data_offset = 8192.into();
+        }
+        self.submissions.push(entry, None).unwrap();
+        assert!(self.submissions.publish());
+        if hint {
+            rustix::io::write(&self.offer.hints[0].to_host, &1_u64.to_ne_bytes()).unwrap();
+        }
+        let start = Instant::now();
+        loop {
+            if let Some(completion) = self.completions.pop().unwrap() {
+                self.completions.release();
+                assert_eq!(completion.token.get(), self.token);
+                return completion;
+            }
+            assert!(start.elapsed() < PATIENCE, "no completion of {operation:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+const CONFIGURATION: &str = "
+HANDLER vdisk_fileio {
+    DEVICE disk {
+        filename DISK
+    }
+}
+HANDLER vdisk_nullio {
+    DEVICE null_card {
+        size_mb 16
+    }
+    DEVICE null_host {
+        size_mb 16
+        lunar_backend host
+    }
+}
+TARGET_DRIVER ib_srpt {
+    TARGET t {
+        LUN 0 disk
+        LUN 1 null_card
+        LUN 2 null_host
+        enabled 1
+    }
+}
+";
+
+fn unit(configuration: &control::Configuration, name: &str) -> u32 {
+    configuration.units.iter().find(|unit| unit.name == name).unwrap().handle
+}
+
+#[test]
+fn a_card_is_configured_and_its_ring_operations_reach_the_file() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
+    assert_eq!(configuration.units.len(), 3);
+    assert_eq!(configuration.targets[0].default_luns.len(), 3);
+
+    let read = rings.run(Operation::Read, disk, generation, 1, true);
+    assert_eq!(read.outcome(), Outcome::Done, "{read:?}");
+    let mut bytes = [0; 4096];
+    assert!(rings.arena.read(8192, &mut bytes));
+    assert_eq!(bytes, [0x5a; 4096]);
+
+    assert!(rings.arena.write(8192, &[0xc3; 4096]));
+    let write = rings.run(Operation::Write, disk, generation, 63, true);
+    assert_eq!(write.outcome(), Outcome::Done, "{write:?}");
+    assert_eq!(rings.run(Operation::Flush, disk, generation, 0, true).outcome(), Outcome::Done);
+    let file = std::fs::read(board.path("disk.img")).unwrap();
+    assert_eq!(file[63 * 4096..], [0xc3; 4096]);
+    assert_eq!(file[62 * 4096..63 * 4096], [0x5a; 4096]);
+
+    let beyond = rings.run(Operation::Read, disk, generation, 64, true);
+    assert_eq!(beyond.outcome(), Outcome::OutOfRange);
+    let null = rings.run(Operation::Read, unit(&configuration, "null_host"), generation, 0, true);
+    assert_eq!(null.outcome(), Outcome::Done);
+    // The card answers for it alone, so nothing of it belongs into a ring.
+    let misled = rings.run(Operation::Read, unit(&configuration, "null_card"), generation, 0, true);
+    assert_eq!(misled.outcome(), Outcome::Refused);
+}
+
+#[test]
+fn lost_hints_cost_time_and_nothing_else() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    for block in 0..20 {
+        let disk = unit(&configuration, "disk");
+        let read = rings.run(Operation::Read, disk, configuration.generation, block, false);
+        assert_eq!(read.outcome(), Outcome::Done);
+    }
+}
+
+#[test]
+fn a_killed_agent_is_replaced_and_the_rings_go_on() {
+    let mut board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
+    for block in 0..5 {
+        assert_eq!(
+            rings.run(Operation::Read, disk, generation, block, true).outcome(),
+            Outcome::Done
+        );
+    }
+    board.replace_agent();
+    assert_eq!(card.next(), None, "the old channel ends with its agent");
+
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, true);
+    assert_eq!(setup.rings[0].submission_sequence, 5);
+    assert_eq!(setup.rings[0].completion_sequence, 5);
+    assert!(configuration.generation > generation, "generations grow over restarts");
+    assert_eq!(unit(&configuration, "disk"), disk);
+    let read = rings.run(Operation::Read, disk, configuration.generation, 6, true);
+    assert_eq!(read.outcome(), Outcome::Done);
+}
+
+#[test]
+fn show_joins_names_with_what_the_card_counted() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (_, configuration) = card.meet(41, false);
+    let asked = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| board.show());
+        let Some(to_card::Message::StatisticsRequest(request)) = card.next() else {
+            panic!("no StatisticsRequest")
+        };
+        let histogram = control::Histogram {
+            operation: control::OperationClass::Read.into(),
+            buckets: vec![u32::try_from(bucket_of(1000)).unwrap()],
+            counts: vec![10],
+            sum_ns: 10_000,
+            max_ns: 1000,
+            ..control::Histogram::default()
+        };
+        card.send(to_host::Message::Statistics(control::Statistics {
+            id: request.id,
+            uptime_ns: 5,
+            nexuses: vec![control::NexusStatistics {
+                nexus: 3,
+                target: 1,
+                peer: "fe80::1".to_owned(),
+                reads: 10,
+                ..control::NexusStatistics::default()
+            }],
+            units: vec![control::UnitStatistics {
+                unit: unit(&configuration, "disk"),
+                reads: 10,
+                read_bytes: 40960,
+                latency: vec![histogram],
+                ..control::UnitStatistics::default()
+            }],
+            ..control::Statistics::default()
+        }));
+        asked.join().unwrap()
+    });
+    let shown = asked.card.unwrap();
+    assert!(shown.connected);
+    assert_eq!((shown.software.as_str(), shown.epoch), ("scripted card", 41));
+    assert_eq!(shown.applied_generation, configuration.generation);
+    assert_eq!(asked.statistics_missing, "");
+    assert_eq!((asked.targets[0].name.as_str(), asked.targets[0].nexuses), ("t", 1));
+    let devices: Vec<_> = asked.luns.iter().map(|lun| (lun.device.as_str(), lun.reads)).collect();
+    assert_eq!(devices, [("disk", 10), ("null_card", 0), ("null_host", 0)]);
+    assert_eq!((asked.nexuses[0].target.as_str(), asked.nexuses[0].reads), ("t", 10));
+    let latency = &asked.latencies[0];
+    assert_eq!((latency.name.as_str(), latency.count, latency.p99_ns), ("disk", 10, 1000));
+    assert_eq!(board.health(), wire::HealthReply { serving: true, reason: String::new() });
+}
+
+#[test]
+fn without_a_card_show_says_so_and_health_is_not_serving() {
+    let board = Board::start(CONFIGURATION);
+    drop(Card::connect(&board)); // the agent is up
+    let version = {
+        let start = Instant::now();
+        while !board.path("api").exists() {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        board.ask(async |api| api.version(wire::VersionRequest {}).await)
+    };
+    assert!(version.software.starts_with("lunar-agent "), "{version:?}");
+    let shown = board.show();
+    assert!(!shown.statistics_missing.is_empty());
+    assert_eq!(shown.luns.len(), 3);
+    assert!(!board.health().serving);
+}
+
+#[test]
+fn garbage_on_the_control_channel_ends_that_channel_only() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    card.stream.write_all(&[0xff; 9000]).unwrap();
+    // Hello is on its way when the garbage is read; after it the channel ends.
+    while let Some(message) = card.next() {
+        assert!(matches!(message, to_card::Message::Hello(_) | to_card::Message::Goodbye(_)));
+    }
+    let mut card = Card::connect(&board);
+    card.meet(42, false);
+}
+
+#[test]
+fn a_hostile_entry_costs_the_ring_and_not_the_agent() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let mut entry = SubmissionEntry::new(Operation::Write, 1);
+    entry.unit = unit(&configuration, "disk").into();
+    entry.nexus = 3.into();
+    entry.nexus_generation = 1.into();
+    entry.configuration_generation = configuration.generation.into();
+    entry.blocks = 8.into();
+    entry.data_bytes = 4096.into();
+    entry.data_offset = (u64::MAX - 100).into();
+    rings.submissions.push(entry, None).unwrap();
+    rings.submissions.publish();
+    rustix::io::write(&rings.offer.hints[0].to_host, &1_u64.to_ne_bytes()).unwrap();
+    // The agent lives, and admits a card that starts anew with an empty ring.
+    drop(card);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(42, false);
+    let mut rings = Rings::open(&board, &setup);
+    let disk = unit(&configuration, "disk");
+    let read = rings.run(Operation::Read, disk, configuration.generation, 0, true);
+    assert_eq!(read.outcome(), Outcome::Done);
+}
+
+#[test]
+fn sigterm_says_goodbye_and_leaves_nothing_behind() {
+    let mut board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    card.meet(41, false);
+    let pid = rustix::process::Pid::from_child(&board.agent);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let goodbye = card.next();
+    assert!(matches!(goodbye, Some(to_card::Message::Goodbye(_))), "{goodbye:?}");
+    assert_eq!(card.next(), None);
+    assert!(board.agent.wait().unwrap().success());
+    assert!(!board.path("control").exists() && !board.path("api").exists());
+}
+
+#[test]
+fn a_mistake_in_the_configuration_ends_the_start_with_its_place() {
+    let mut board = Board::start(
+        "HANDLER vdisk_fileio {\n  DEVICE d {\n    filename DISK\n    colour red\n  }\n}\n",
+    );
+    let status = board.agent.wait().unwrap();
+    let mut text = String::new();
+    board.agent.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(!status.success());
+    assert!(
+        text.contains("scst.conf:4:5") && text.contains("`colour` is not an attribute"),
+        "{text}"
+    );
+}
