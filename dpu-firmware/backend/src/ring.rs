@@ -1251,6 +1251,11 @@ impl<P: Platform> RingBackend<P> {
         self.dma
     }
 
+    /// The DMA context, for its event descriptor.
+    pub fn dma(&self) -> &P::Dma {
+        &self.dma
+    }
+
     /// As [`Dma::arm`]; false also while there is something to do without a hint.
     pub fn arm(&mut self) -> bool {
         let work = !self.ended.is_empty()

@@ -31,6 +31,7 @@ use lunar_scsi::device_server::{self, BlockOperation, BlockOutcome, Ending, Para
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::task_set::{TaskAttribute, TaskManagementFunction};
+use lunar_scsi::unit_attention::UnitAttention;
 use lunar_srp::descriptor::DataBuffer;
 use lunar_srp::iu::SolicitedNotification;
 
@@ -431,6 +432,11 @@ impl<P: Platform> PollGroup<P> {
             // REQUEST SENSE reports a unit attention as its data and so clears it (SPC-6 6.39).
             Some(lun) if matches!(parameter, Parameter::RequestSense { .. }) => {
                 lun.attentions.take()
+            }
+            // REPORT LUNS tells what this attention is about, and so clears it (SPC-6 6.33).
+            Some(lun) if matches!(parameter, Parameter::ReportLuns { .. }) => {
+                lun.attentions.clear(UnitAttention::ReportedLunsDataChanged);
+                None
             }
             _ => None,
         };
