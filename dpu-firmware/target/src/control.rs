@@ -79,6 +79,8 @@ impl<P: Platform> PollGroup<P> {
             self.continue_change();
         }
         self.expire_waiters();
+        // A claim gives up a bounded number of cached buffers, so a waiting one asks again.
+        self.wake_buffers();
         self.card_cache.purge(self.now);
         if let Some(cache) = self.host_cache.as_mut() {
             cache.purge(self.now);

@@ -665,7 +665,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Gives buffers to the tasks that wait for one, oldest first.
-    fn wake_buffers(&mut self) {
+    pub(crate) fn wake_buffers(&mut self) {
         while let Some(head) = self.need_buffer.head() {
             let Some(step) = self.try_claim_buffer(head) else { return };
             self.need_buffer.pop(&mut self.links);
