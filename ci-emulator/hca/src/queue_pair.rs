@@ -476,6 +476,9 @@ impl QueuePair {
     /// anything happened.
     pub(crate) fn advance(&mut self, engine: &mut Engine, sink: &mut Sink<'_>) -> bool {
         let before = (sink.filled, self.state, self.sends.started);
+        // What was over before this look goes first: receives alone could fill every sink.
+        self.report_received(engine, sink);
+        self.report_sends(engine, sink);
         let mut news = false;
         if matches!(self.state, QpState::Accepted | QpState::Live) && self.peer.is_some() {
             let peer_state = self.memory.peer_state();
