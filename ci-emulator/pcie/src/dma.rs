@@ -381,7 +381,8 @@ impl Adversary {
             let count = self.choices.below(self.posted.len() + 1);
             self.land_posted(count);
         }
-        for _ in 0..self.choices.below(8) {
+        let steps = if self.choices.chance(1, 2) { 0 } else { self.choices.below(8) };
+        for _ in 0..steps {
             let Some(index) = self.choose() else { break };
             self.advance(space, index);
         }

@@ -18,6 +18,7 @@ mod host;
 mod memory;
 mod segment;
 mod space;
+mod window;
 
 pub use adversary::Randomness;
 pub use dma::{DmaConfig, DmaMode, EmulatedDma};
@@ -26,3 +27,4 @@ pub use host::{ExportBlob, HostSlot, PlacementMode};
 pub use memory::{Backing, CardMemory, CardRegion};
 pub use segment::Segment;
 pub use space::{AddressSpace, Kind, Registration, Resolved};
+pub use window::RingWindow;

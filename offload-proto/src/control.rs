@@ -1,0 +1,19 @@
+//! The control channel's messages (generated from `proto/control.proto`, which documents every field),
+//! their framing ([`Encoder`], [`Decoder`]) and the agreement on a version ([`negotiate`]).
+//!
+//! Sans-IO: bytes in, messages out. Who sends what when is decided by the two ends. Messages are as
+//! the other side wrote them; [`crate::checked`] turns those that matter into values that can be
+//! believed.
+
+mod frame;
+mod negotiation;
+
+/// What prost made of `proto/control.proto`.
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/lunar.control.v1.rs"));
+}
+
+pub use frame::{Decoder, Encoder, FRAME_BYTES_MAX, FrameError, MESSAGE_BYTES_MAX, MESSAGES_MAX};
+pub use generated::*;
+pub use negotiation::{Agreed, Refusal, VERSION_MAX, VERSION_MIN, feature, hello, negotiate};
