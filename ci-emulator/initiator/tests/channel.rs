@@ -94,7 +94,7 @@ fn in_both_modes(behaviour: impl Fn(fn(&str) -> DeviceConfig)) {
 fn both_login_forms_reach_the_target_as_they_were_meant() {
     in_both_modes(|device| {
         for (form, action) in
-            [(LoginForm::InfiniBand, Action::Single), (LoginForm::RdmaCm, Action::Single)]
+            [(LoginForm::InfiniBand, Action::Single), (LoginForm::RdmaCm, Action::Multi)]
         {
             let mut rig = Rig::new(device, |config| (config.form, config.action) = (form, action));
             rig.login();

@@ -68,7 +68,7 @@ impl Target {
             target_port: PORT,
             it_iu_bytes_max: IU_BYTES as u32,
             request_limit: LIMIT,
-            channels_max: 1,
+            channels_max: 2,
         };
         let mut target = Self {
             hca,
