@@ -14,10 +14,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// The first of `groups` one of whose patterns matches `name`; `None` is the target's default group.
-pub fn find_group<'a, P>(
-    groups: impl IntoIterator<Item = P>,
-    name: &str,
-) -> Option<usize>
+pub fn find_group<'a, P>(groups: impl IntoIterator<Item = P>, name: &str) -> Option<usize>
 where
     P: IntoIterator<Item = &'a str>,
 {

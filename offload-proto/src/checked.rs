@@ -60,7 +60,11 @@ impl About<'_> {
     fn ascii(&self, field: &str, text: &str, bytes_max: usize) -> Result<(), Invalid> {
         self.require(
             text.len() <= bytes_max && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)),
-            || format!("{field} {text:?} must be at most {bytes_max} characters of printable ASCII"),
+            || {
+                format!(
+                    "{field} {text:?} must be at most {bytes_max} characters of printable ASCII"
+                )
+            },
         )
     }
 }
@@ -153,12 +157,19 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             Ok(PlacementKind::Unspecified) => Placement::Any,
             Ok(PlacementKind::HostDram) => Placement::HostDram,
             Ok(PlacementKind::CardDram) => Placement::CardDram,
-            Err(_) => return Err(about.refuse(format!("placement {} is not known", from.placement))),
+            Err(_) => {
+                return Err(about.refuse(format!("placement {} is not known", from.placement)));
+            }
         };
         let block_bytes = from.block_bytes;
-        about.require(block_bytes.is_power_of_two() && (512..=65536).contains(&block_bytes), || {
-            format!("block_bytes is {block_bytes}; a power of two from 512 to 65536 is possible")
-        })?;
+        about.require(
+            block_bytes.is_power_of_two() && (512..=65536).contains(&block_bytes),
+            || {
+                format!(
+                    "block_bytes is {block_bytes}; a power of two from 512 to 65536 is possible"
+                )
+            },
+        )?;
         let capacity_fits =
             from.blocks.checked_mul(u64::from(block_bytes)).is_some_and(|bytes| bytes <= 1 << 63);
         about.require(from.blocks != 0 && capacity_fits, || {
@@ -275,8 +286,10 @@ impl Target {
     /// What the initiator named `name` sees: the group, `None` for the default, and its LUNs.
     #[must_use]
     pub fn luns_of(&self, name: &str) -> (Option<&AccessGroup>, &[Lun]) {
-        let found =
-            access::find_group(self.groups.iter().map(|g| g.patterns.iter().map(String::as_str)), name);
+        let found = access::find_group(
+            self.groups.iter().map(|g| g.patterns.iter().map(String::as_str)),
+            name,
+        );
         match found.and_then(|index| self.groups.get(index)) {
             Some(group) => (Some(group), &group.luns),
             None => (None, &self.default_luns),
@@ -450,7 +463,10 @@ pub struct Arena {
 
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arena").field("id", &self.id).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Arena")
+            .field("id", &self.id)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -548,9 +564,8 @@ impl Ranges {
                 "its {what} of {bytes} bytes at {start} is not inside arena {id} of {length} bytes"
             ))
         })?;
-        let overlaps = |other: &(u16, u64, u64)| {
-            other.0 == arena.id && start < other.2 && other.1 < end
-        };
+        let overlaps =
+            |other: &(u16, u64, u64)| other.0 == arena.id && start < other.2 && other.1 < end;
         about.require(bytes == 0 || !self.0.iter().any(overlaps), || {
             format!("its {what} overlaps another ring or data area")
         })?;

@@ -150,7 +150,9 @@ open_enum! {
 }
 
 /// Asks the host for one operation. Written by the card, read by the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct SubmissionEntry {
     /// The cursor value this entry was published under.
@@ -184,7 +186,9 @@ pub struct SubmissionEntry {
 }
 
 /// Tells how one operation ended. Written by the agent, read by the card.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct CompletionEntry {
     /// The cursor value this entry was published under.
@@ -210,7 +214,9 @@ pub struct CompletionEntry {
 }
 
 /// One piece of a scatter list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Segment {
     /// Arena of the piece.
@@ -251,7 +257,6 @@ const _: () = assert!(size_of::<CompletionEntry>() == ENTRY_BYTES);
 const _: () = assert!(size_of::<Segment>() == 16);
 const _: () = assert!(size_of::<SideRecord>() == SIDE_BYTES);
 const _: () = assert!(align_of::<SubmissionEntry>() == 1 && align_of::<SideRecord>() == 1);
-const _: () = assert!(CDB_BYTES_MAX <= u16::MAX as usize && SENSE_BYTES_MAX <= u16::MAX as usize);
 
 /// Why an entry or side record is malformed, whatever unit or nexus it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -121,9 +121,10 @@ impl<T> Slots<T> {
 
     /// Claimed slots, by index. Takes time in proportion to the capacity: not for the data path.
     pub fn iter_live(&self) -> impl Iterator<Item = (SlotId, &T)> {
-        (0_u32..).zip(&self.slots).filter(|(_, slot)| is_live(slot.generation)).map(
-            |(index, slot)| (SlotId { index, generation: slot.generation }, &slot.value),
-        )
+        (0_u32..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| is_live(slot.generation))
+            .map(|(index, slot)| (SlotId { index, generation: slot.generation }, &slot.value))
     }
 
     /// Number of claimed slots.

@@ -198,14 +198,14 @@ impl Core {
         self.link.agreed = Some(agreed);
         self.link.card_epoch = Some(theirs.epoch);
         if self.card_epoch == self.link.card_epoch {
-            self.resume_card();
+            self.resume_card(now_ns);
         } else {
             self.hold_back(now_ns);
         }
     }
 
     /// The card is the one the rings belong to: this agent, or only the channel, is new.
-    fn resume_card(&mut self) {
+    fn resume_card(&mut self, now_ns: u64) {
         for ring in &mut self.rings {
             if ring.state == RingState::Idle {
                 ring.state = RingState::Reconciling;
@@ -217,6 +217,7 @@ impl Core {
             self.remember_card();
         }
         self.offer_rings();
+        self.release_parked(now_ns);
     }
 
     /// The card started anew. It is admitted once every operation of its older epoch is over.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use lunar_handlers::{CancelAnswer, Outcome as HandlerOutcome};
+use lunar_offload_proto::control::Agreed;
 use lunar_offload_proto::ring::{
-    CompletionEntry, EntryError, FLAG_SIDE, Operation, Outcome, SENSE_BYTES_MAX, SideRecord,
-    SubmissionEntry,
+    CompletionEntry, FLAG_SIDE, Operation, Outcome, SENSE_BYTES_MAX, SideRecord, SubmissionEntry,
 };
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
@@ -211,6 +211,12 @@ impl Core {
         self.link.state
     }
 
+    /// What this agent and the card agreed on; `None` before the card was met.
+    #[must_use]
+    pub fn agreed(&self) -> Option<Agreed> {
+        self.link.agreed
+    }
+
     /// Operations at handlers, those included that nobody waits for any more.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -336,17 +342,9 @@ impl Core {
     }
 
     fn first_step(&self, entry: &SubmissionEntry) -> Step {
-        match entry.check() {
-            Ok(()) => {}
-            // What this version does not understand is refused, not punished.
-            Err(
-                EntryError::UnknownOperation { .. }
-                | EntryError::UnknownOutcome { .. }
-                | EntryError::UnknownFlags { .. }
-                | EntryError::Reserved
-                | EntryError::SideMissing { .. }
-                | EntryError::TooLong { .. },
-            ) => return Step::Refuse,
+        // What this version does not understand is refused, not punished.
+        if entry.check().is_err() {
+            return Step::Refuse;
         }
         if entry.operation() == Operation::Cancel {
             return Step::Cancel;

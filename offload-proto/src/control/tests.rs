@@ -112,7 +112,7 @@ proptest! {
                 prop_assert!(here.has(mine.features_required | theirs.features_required));
             }
             (Err(here), Err(_)) => prop_assert!(!here.to_string().is_empty()),
-            (here, there) => prop_assert!(false, "{here:?} but {there:?}"),
+            (here, there) => prop_assert!(false, "{:?} but {:?}", here, there),
         }
     }
 }
@@ -122,11 +122,13 @@ fn frame_lengths_at_most(stream: &[u8]) -> usize {
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
-    (1..5_u32, 0..4_u32, 0..16_u64, 0..16_u64).prop_map(|(version_min, more, features, required)| {
-        let limits = Limits::default();
-        let hello = hello("test", 1, [7; 16], features, required & features, limits);
-        Hello { version_min, version_max: version_min + more, ..hello }
-    })
+    (1..5_u32, 0..4_u32, 0..16_u64, 0..16_u64).prop_map(
+        |(version_min, more, features, required)| {
+            let limits = Limits::default();
+            let hello = hello("test", 1, [7; 16], features, required & features, limits);
+            Hello { version_min, version_max: version_min + more, ..hello }
+        },
+    )
 }
 
 #[test]
@@ -187,9 +189,8 @@ fn every_break_of_the_framing_is_named() {
 #[test]
 fn a_message_above_the_limit_is_not_sent() {
     let mut out = vec![1, 2, 3];
-    let error = Encoder::new()
-        .encode(&goodbye("z".repeat(MESSAGE_BYTES_MAX)), &mut out)
-        .unwrap_err();
+    let error =
+        Encoder::new().encode(&goodbye("z".repeat(MESSAGE_BYTES_MAX)), &mut out).unwrap_err();
     assert!(matches!(error, FrameError::MessageTooLong { limit: MESSAGE_BYTES_MAX, .. }));
     assert_eq!(out, [1, 2, 3]);
 }

@@ -77,10 +77,7 @@ fn a_refused_entry_names_its_field() {
     assert_eq!(entry.check(), Err(EntryError::Reserved));
     let mut read = SubmissionEntry::new(Operation::Read, 1);
     read.flags = FLAG_SEGMENTS;
-    assert_eq!(
-        read.check().unwrap_err().to_string(),
-        "READ needs the side record flag"
-    );
+    assert_eq!(read.check().unwrap_err().to_string(), "READ needs the side record flag");
     let mut completion = CompletionEntry::new(1, Outcome::Forwarded);
     completion.sense_bytes.set(253);
     assert_eq!(
@@ -147,7 +144,8 @@ proptest! {
         prop_assert_eq!(side.cdb().map(<[u8]>::len).ok(), Some(usize::from(side.cdb_bytes.get())).filter(|n| *n <= 260));
         prop_assert_eq!(side.sense().map(<[u8]>::len).ok(), Some(usize::from(side.sense_bytes.get())).filter(|n| *n <= 252));
         prop_assert_eq!(side.segments().map(<[Segment]>::len).ok(), Some(usize::from(side.segment_count.get())).filter(|n| *n <= 31));
-        prop_assert!(format!("{side:?}").starts_with("SideRecord"));
+        let text = format!("{side:?}");
+        prop_assert!(text.starts_with("SideRecord"));
     }
 
     #[test]

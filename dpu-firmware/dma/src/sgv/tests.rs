@@ -108,7 +108,12 @@ impl Model {
         Ok(gone)
     }
 
-    fn claim(&mut self, cache: &mut SgvCache, bytes: u32, share: usize) -> Result<(), TestCaseError> {
+    fn claim(
+        &mut self,
+        cache: &mut SgvCache,
+        bytes: u32,
+        share: usize,
+    ) -> Result<(), TestCaseError> {
         let result = cache.claim(bytes, &mut self.shares[share]);
         if bytes > GRANULE << (CLASSES - 1) {
             self.too_large_fails += 1;
@@ -170,15 +175,19 @@ impl Model {
         prop_assert_eq!(statistics.classes().len(), CLASSES);
         for (class, counted) in statistics.classes().iter().enumerate() {
             let carved = self.total[class] - self.hits[class];
-            prop_assert_eq!(*counted, ClassStatistics {
-                buffer_bytes: GRANULE << class,
-                hits: self.hits[class],
-                total: self.total[class],
-                merged: if class == 0 { 0 } else { carved },
-                cached: self.cached[class].len() as u32,
-            });
+            prop_assert_eq!(
+                *counted,
+                ClassStatistics {
+                    buffer_bytes: GRANULE << class,
+                    hits: self.hits[class],
+                    total: self.total[class],
+                    merged: if class == 0 { 0 } else { carved },
+                    cached: self.cached[class].len() as u32,
+                }
+            );
         }
-        let fails = (statistics.share_fails, statistics.exhausted_fails, statistics.too_large_fails);
+        let fails =
+            (statistics.share_fails, statistics.exhausted_fails, statistics.too_large_fails);
         prop_assert_eq!(fails, (self.share_fails, self.exhausted_fails, self.too_large_fails));
         prop_assert_eq!(statistics.reclaimed + statistics.purged, self.given_up);
         prop_assert_eq!(statistics.foreign, 0);

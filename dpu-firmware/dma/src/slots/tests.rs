@@ -18,7 +18,7 @@ proptest! {
             0..80,
         ),
     ) {
-        let mut slots = Slots::new(capacity, |index| u64::from(index));
+        let mut slots = Slots::new(capacity, u64::from);
         let mut free: Vec<u32> = (0..capacity).rev().collect();
         let mut live: Vec<SlotId> = Vec::new();
         let mut given: Vec<SlotId> = Vec::new();

@@ -69,7 +69,7 @@ proptest! {
         let mut pushed: VecDeque<u64> = VecDeque::new();
         let mut published: VecDeque<u64> = VecDeque::new();
         let mut taken = 0;
-        let mut token = 0;
+        let mut token = 0_u64;
         for step in steps {
             match step {
                 Step::Push => {
@@ -97,7 +97,7 @@ proptest! {
                         taken += 1;
                     }
                     (Ok(None), None) => {}
-                    other => prop_assert!(false, "{other:?}"),
+                    other => prop_assert!(false, "{:?}", other),
                 },
                 Step::Release => {
                     prop_assert_eq!(consumer.release(), taken > 0);
@@ -127,7 +127,7 @@ proptest! {
                     prop_assert_eq!((found, from, to), (word, start.wrapping_add(ahead), start.wrapping_add(8)));
                     prop_assert_eq!(cursor.available(), before);
                 }
-                Err(other) => prop_assert!(false, "{other:?}"),
+                Err(other) => prop_assert!(false, "{:?}", other),
             }
         }
     }
