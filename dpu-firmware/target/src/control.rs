@@ -230,6 +230,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let visible = crate::login::visible_luns(target, nexus);
         let mut inventory_changed = false;
+        let mut added = Vec::new();
         for lun in &mut nexus.luns {
             let stays = visible.iter().any(|entry| entry.lun == lun.number);
             inventory_changed |= lun.mapped && !stays;
@@ -238,7 +239,7 @@ impl<P: Platform> PollGroup<P> {
         for entry in visible {
             let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
                 inventory_changed = true;
-                nexus.luns.push(NexusLun::new(entry));
+                added.push(NexusLun::new(entry));
                 continue;
             };
             inventory_changed |= !lun.mapped;
@@ -255,12 +256,14 @@ impl<P: Platform> PollGroup<P> {
             }
             lun.read_only = entry.read_only;
         }
-        nexus.index_luns();
         if inventory_changed {
             for lun in nexus.luns.iter_mut().filter(|lun| lun.mapped) {
                 lun.attentions.establish(UnitAttention::ReportedLunsDataChanged);
             }
         }
+        // The new ones have the unit attention of a power on, which says enough.
+        nexus.luns.append(&mut added);
+        nexus.index_luns();
     }
 
     fn attach_ring(&mut self, attachment: &RingAttachment) {

@@ -131,6 +131,8 @@ pub(crate) struct Task {
     pub awaited: bool,
     /// The backend has its token.
     pub at_backend: bool,
+    /// The backend had it.
+    pub submitted: bool,
     /// When the initiator wants a solicited event for the response.
     pub notification: SolicitedNotification,
     pub channel: u32,
@@ -193,6 +195,7 @@ impl Task {
             silent: false,
             awaited: false,
             at_backend: false,
+            submitted: false,
             notification: SolicitedNotification::default(),
             channel: NONE,
             nexus: NONE,
@@ -515,6 +518,7 @@ impl<P: Platform> PollGroup<P> {
         }
         let task = self.tasks.at_mut(index);
         task.at_backend = true;
+        task.submitted = true;
         if let Some(unit) = self.units.get_mut(task.unit) {
             unit.at_backend[parity] += 1;
         }
@@ -591,6 +595,7 @@ impl<P: Platform> PollGroup<P> {
         let is_command = task.management.is_none();
         let buffer = task.buffer.take();
         let host_epoch = task.host_epoch;
+        let fetched = task.is_data_out() && task.cursor.bytes != 0 && !task.submitted;
         task.membership = Membership::Outside;
         task.receive = NONE;
         if let Some(buffer) = buffer {
@@ -600,6 +605,11 @@ impl<P: Platform> PollGroup<P> {
                     self.card_cache.release(buffer, &mut nexus.card_share, self.now);
                 }
                 (Placement::HostDram, Some(cache)) if host_epoch == self.host_epoch => {
+                    // Data-out that was fetched and never submitted must not land in the buffer's
+                    // next life: the next batch of the ring flushes it out of the way.
+                    if fetched && let Some(ring) = self.ring.as_mut() {
+                        ring.flush_before_publish();
+                    }
                     cache.release(buffer, &mut nexus.host_share, self.now);
                 }
                 // Its arena is gone, and its cache and every share of it with it.

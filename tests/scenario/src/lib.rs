@@ -129,7 +129,7 @@ impl Lab {
                 hint(),
                 DmaConfig::default(),
             );
-            let memory = CardMemory::new(space, Some(slot), Backing::Private, 1 << 30);
+            let memory = CardMemory::new(space, Some(slot), Backing::Anonymous, 1 << 30);
             let (link, inbox, outbox) = mailbox();
             links.push(link);
             let parts = GroupParts {
