@@ -10,7 +10,7 @@ use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
 
-use crate::configuration::{Configuration, Unit};
+use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
 use crate::poll_group::{PollGroup, UnitShard};
@@ -39,7 +39,7 @@ impl<P: Platform> PollGroup<P> {
             ToGroup::Configure(configuration) => self.configure(configuration),
             ToGroup::CloseGate { gate, unit, cause } => self.close_gate(gate, unit, cause),
             ToGroup::OpenGate { gate, unit } => self.open_gate(gate, unit),
-            ToGroup::CompleteGate { unit, cause } => self.complete_gated(unit, cause),
+            ToGroup::CompleteGate { request } => self.complete_gated(request),
             ToGroup::AttachRing(attachment) => self.attach_ring(&attachment),
             ToGroup::DetachRing => self.detach_ring(),
             ToGroup::ResumeRing => self.resume_ring(),
@@ -89,6 +89,7 @@ impl<P: Platform> PollGroup<P> {
             self.continue_release();
         }
         self.check_ring_fault();
+        self.run_wakes();
     }
 
     /// Answers BUSY to commands that waited too long for an absent agent (DESIGN section 5).
@@ -150,6 +151,9 @@ impl<P: Platform> PollGroup<P> {
             for handle in std::mem::take(&mut change.drains) {
                 self.release_held(handle);
             }
+        }
+        for outcome in std::mem::take(&mut self.ahead) {
+            self.on_outcome(outcome.token, &outcome);
         }
         let fenced = change.fences.iter().any(|(unit, parity)| {
             self.units
@@ -346,7 +350,7 @@ impl<P: Platform> PollGroup<P> {
             data.base + attachment.data_offset,
             attachment.data_bytes,
             lunar_dma::sgv::Config {
-                class_bytes_max: self.limits.transfer_bytes_max.next_power_of_two(),
+                class_bytes_max: TRANSFER_BYTES_MAX,
                 ..lunar_dma::sgv::Config::default()
             },
         ));

@@ -122,13 +122,8 @@ impl Lab {
             let slot = HostSlot::new(PlacementMode::Prompt);
             let hca = device.group(attributes(limits), space.clone()).expect("group");
             let hint = || HintLine::new().expect("eventfd");
-            let dma = EmulatedDma::new(
-                space.clone(),
-                slot.clone(),
-                hint(),
-                hint(),
-                DmaConfig::default(),
-            );
+            let dma =
+                EmulatedDma::new(space.clone(), slot.clone(), hint(), hint(), DmaConfig::default());
             let memory = CardMemory::new(space, Some(slot), Backing::Anonymous, 1 << 30);
             let (link, inbox, outbox) = mailbox();
             links.push(link);
@@ -236,9 +231,10 @@ impl Lab {
     /// # Panics
     /// When it does not come.
     pub fn response(&mut self, initiator: &mut Initiator, tag: Tag) -> (u8, Option<Box<[u8]>>) {
-        let events = self.run(initiator, |event| {
-            matches!(event, Event::Response { tag: answered, .. } if *answered == tag)
-        });
+        let events = self.run(
+            initiator,
+            |event| matches!(event, Event::Response { tag: answered, .. } if *answered == tag),
+        );
         match events.into_iter().next_back() {
             Some(Event::Response { status, sense, .. }) => (status, sense),
             other => panic!("no response for {tag:?}: {other:?}"),
@@ -256,7 +252,9 @@ fn device_config(name: &str, hardware: Hardware) -> DeviceConfig {
     let config = DeviceConfig::new(name);
     match hardware {
         Hardware::Prompt => config,
-        Hardware::Deferring(seed) => config.deferring(Latency { minimum: 1000, spread: 9000 }, seed).virtual_time(),
+        Hardware::Deferring(seed) => {
+            config.deferring(Latency { minimum: 1000, spread: 9000 }, seed).virtual_time()
+        }
     }
 }
 

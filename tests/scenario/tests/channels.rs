@@ -17,10 +17,7 @@ fn rejected(events: &[Event]) -> Option<LoginReject> {
 fn login(lab: &mut Lab, initiator: &mut lunar_initiator::Initiator) -> Vec<Event> {
     initiator.login().expect("idle");
     lab.run(initiator, |event| {
-        matches!(
-            event,
-            Event::LoggedIn { .. } | Event::LoginRejected { .. } | Event::LoginFailed
-        )
+        matches!(event, Event::LoggedIn { .. } | Event::LoginRejected { .. } | Event::LoginFailed)
     })
 }
 

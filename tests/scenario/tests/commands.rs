@@ -178,8 +178,8 @@ fn sam_7_abort_task_set_ends_everything_before_it_answers_and_credits_come_back(
             lab.steps(round as usize);
             let function = lunar_scsi::task_set::TaskManagementFunction::AbortTaskSet;
             initiator.task_management(function, lun::encode(0), None).expect("room");
-            let events = lab
-                .run(&mut initiator, |e| matches!(e, Event::TaskManagementResponse { .. }));
+            let events =
+                lab.run(&mut initiator, |e| matches!(e, Event::TaskManagementResponse { .. }));
             assert!(
                 matches!(events.last(), Some(Event::TaskManagementResponse { code: 0, .. })),
                 "{events:?}"
@@ -200,8 +200,8 @@ fn sam_7_7_logical_unit_reset_gives_every_nexus_on_every_poll_group_a_unit_atten
         let mut initiators: Vec<_> = (1..=4).map(|name| lab.logged_in(name)).collect();
         let function = lunar_scsi::task_set::TaskManagementFunction::LogicalUnitReset;
         initiators[0].task_management(function, lun::encode(0), None).expect("room");
-        let events = lab
-            .run(&mut initiators[0], |e| matches!(e, Event::TaskManagementResponse { .. }));
+        let events =
+            lab.run(&mut initiators[0], |e| matches!(e, Event::TaskManagementResponse { .. }));
         assert!(
             matches!(events.last(), Some(Event::TaskManagementResponse { code: 0, .. })),
             "{events:?}"

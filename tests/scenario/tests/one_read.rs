@@ -1,8 +1,8 @@
 //! The way of one READ, as docs/one-read.md tells it: the event trace is compared line by line, so
 //! that page and code cannot part.
 
-use lunar_initiator::cdbs::{Transfer, read10};
 use lunar_initiator::Data;
+use lunar_initiator::cdbs::{Transfer, read10};
 use lunar_scenario::{Hardware, Lab, small_limits, submit_with};
 use lunar_target::trace::Trace;
 
