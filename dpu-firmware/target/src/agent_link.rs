@@ -92,7 +92,7 @@ impl AgentLink {
         coordinator.detach_rings();
     }
 
-    /// Why the channel must be closed after what is in [`Self::next`], if it must.
+    /// Why the channel must be closed after what is in [`Self::next_message`], if it must.
     pub fn take_closing(&mut self) -> Option<String> {
         self.closing.take()
     }
@@ -103,7 +103,7 @@ impl AgentLink {
     }
 
     /// The next message to send.
-    pub fn next(&mut self) -> Option<ToHost> {
+    pub fn next_message(&mut self) -> Option<ToHost> {
         self.outgoing.pop_front().map(|message| ToHost { message: Some(message) })
     }
 

@@ -500,7 +500,7 @@ impl<P: Platform> PollGroup<P> {
         }
         busy |= self.reap();
         busy |= self.poll_backends();
-        if self.ends_seen || self.counters.ticks % SLOW_TICKS == 0 {
+        if self.ends_seen || self.counters.ticks.is_multiple_of(SLOW_TICKS) {
             self.slow_work();
         }
         self.ring_doorbells();
@@ -625,8 +625,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let mut busy = ring.tick(self.now, host);
         let mut outcomes = std::mem::take(&mut self.outcomes);
-        loop {
-            let Some(ring) = self.ring.as_mut() else { break };
+        while let Some(ring) = self.ring.as_mut() {
             let count = ring.poll(&mut outcomes);
             if count == 0 {
                 break;
