@@ -219,6 +219,35 @@ fn receives_may_overtake_the_send_completion_that_frees_a_slot() {
 }
 
 #[test]
+fn a_stream_of_receives_does_not_starve_send_completions() {
+    in_every_mode(|mut rig| {
+        // Every round brings more messages than a poll reports; answers must complete all the same.
+        for id in 0..8 {
+            rig.initiator.receive(id, 0, 64);
+        }
+        for id in 0..100 {
+            rig.target.receive(10_000 + id, 0, 64);
+        }
+        for id in 0..8 {
+            rig.target.send(rig.target_qp, id, 0, 8);
+        }
+        let mut sent = 0;
+        while rig.target.completions.iter().filter(|c| c.id.0 < 8).count() < 8 {
+            for _ in 0..10 {
+                let request = rig.initiator.request(sent, SendOperation::Send, 0, 8, true);
+                if rig.initiator.hca.post_send(rig.initiator_qp, &[request]).is_ok() {
+                    rig.target.receive(20_000 + sent, 0, 64);
+                    sent += 1;
+                }
+            }
+            rig.initiator.hca.ring(rig.initiator_qp);
+            assert!(sent < 2000, "starved");
+            rig.round();
+        }
+    });
+}
+
+#[test]
 fn without_a_receive_buffer_a_message_waits_and_is_counted() {
     in_every_mode(|mut rig| {
         rig.initiator.send(rig.initiator_qp, 1, 0, 8);
