@@ -43,30 +43,24 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// The example's configuration with `image` as `disk1`, and with the host's devices a second time
-    /// with the other placement, so that both are measured: LUN 3 is LUN 0 and LUN 4 is LUN 2 with
-    /// data in the card's memory.
+    /// The example's configuration with `image` as `disk1`; with `copied`, the data of the devices on
+    /// the host lies in the card's memory and is copied by DMA.
     ///
     /// # Errors
     /// When the example is not what this expects.
-    pub fn from_example(image: &Path, read_only: bool, initiator: &str) -> anyhow::Result<Self> {
+    pub fn from_example(
+        image: &Path,
+        read_only: bool,
+        copied: bool,
+        initiator: &str,
+    ) -> anyhow::Result<Self> {
         let (mut tree, _) = lunar_mgmt::read("docs/examples/scst.conf", EXAMPLE.as_bytes())?;
         let file = image.to_str().context("the image's path is not UTF-8")?;
         let disk = tree.devices.get_mut("disk1").context("the example has no device disk1")?;
         disk.filename = Some(file.to_owned());
         disk.read_only = read_only;
-        for (own, twin, number) in
-            [("disk1", "disk1_copied", 3), ("null_host", "null_host_copied", 4)]
-        {
-            let device = tree.devices.get(own);
-            let mut device =
-                device.with_context(|| format!("the example has no device {own}"))?.clone();
+        for device in tree.devices.values_mut().filter(|device| copied && device.on_host()) {
             device.placement_override = Some(Placement::CardDram);
-            tree.devices.insert(twin.to_owned(), device);
-            let targets = tree.drivers.get_mut(&Driver::IbSrpt);
-            let target = targets.and_then(|targets| targets.values_mut().next());
-            let target = target.context("the example has no target")?;
-            target.luns.insert(number, Lun { device: twin.to_owned(), read_only: false });
         }
         Self::of(tree, initiator)
     }
@@ -141,32 +135,33 @@ mod tests {
     const STRANGER: &str = "fe80:0000:0000:0000:0002:c903:00aa:0001";
 
     #[test]
-    fn the_example_gives_every_backend_and_placement() {
-        let made =
-            Configuration::from_example(Path::new("/tmp/my image.img"), false, STRANGER).unwrap();
-        let luns: Vec<_> = made
-            .luns
-            .iter()
-            .map(|lun| (lun.lun, lun.handler, lun.on_host, lun.placement, lun.file.is_some()))
-            .collect();
-        assert_eq!(
-            luns,
-            [
-                (0, "vdisk_fileio", true, "host_dram", true),
-                (1, "vdisk_nullio", false, "card_dram", false),
-                (2, "vdisk_nullio", true, "host_dram", false),
-                (3, "vdisk_fileio", true, "card_dram", true),
-                (4, "vdisk_nullio", true, "card_dram", false),
-            ]
-        );
-        let (tree, _) = lunar_mgmt::read("written", made.text().as_bytes()).unwrap();
-        assert_eq!(tree, made.tree);
+    fn the_example_gives_every_backend_in_both_placements() {
+        for (copied, host) in [(false, "host_dram"), (true, "card_dram")] {
+            let image = Path::new("/tmp/my image.img");
+            let made = Configuration::from_example(image, false, copied, STRANGER).unwrap();
+            let luns: Vec<_> = made
+                .luns
+                .iter()
+                .map(|lun| (lun.lun, lun.handler, lun.on_host, lun.placement, lun.file.is_some()))
+                .collect();
+            assert_eq!(
+                luns,
+                [
+                    (0, "vdisk_fileio", true, host, true),
+                    (1, "vdisk_nullio", false, "card_dram", false),
+                    (2, "vdisk_nullio", true, host, false),
+                ]
+            );
+            let (tree, _) = lunar_mgmt::read("written", made.text().as_bytes()).unwrap();
+            assert_eq!(tree, made.tree);
+        }
     }
 
     #[test]
     fn an_initiator_of_a_group_sees_the_groups_luns() {
         let member = "fe80:0000:0000:0000:0002:c903:00ff:0001";
-        let made = Configuration::from_example(Path::new("/tmp/image"), false, member).unwrap();
+        let made =
+            Configuration::from_example(Path::new("/tmp/image"), false, false, member).unwrap();
         assert_eq!(made.luns.len(), 1);
         assert!(made.luns[0].read_only);
     }

@@ -110,27 +110,55 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         (None, None) => Some(Image::make(directory.path())?),
         (None, Some(_)) => None,
     };
-    let configuration = match (&image, &options.config) {
-        (Some(image), _) => Configuration::from_example(&image.path, options.read_only, INITIATOR)?,
-        (None, Some(path)) => Configuration::from_file(path, INITIATOR)?,
+    // The example is run once for each placement of the data of the host's devices.
+    let configurations = match (&image, &options.config) {
+        (Some(image), _) => [false, true]
+            .map(|copied| {
+                Configuration::from_example(&image.path, options.read_only, copied, INITIATOR)
+            })
+            .into_iter()
+            .collect::<anyhow::Result<Vec<_>>>()?,
+        (None, Some(path)) => vec![Configuration::from_file(path, INITIATOR)?],
         (None, None) => bail!("neither an image nor a configuration"),
     };
-    let mut restorer = image.as_ref().map(|image| Restorer::new(&image.path));
-    let board = Board::start(&directory, &configuration, options)?;
-    let mut run =
-        Run { options, configuration, board, stop, bars: MultiProgress::new(), talk: None };
-    run.describe(image.as_ref(), directory.path());
-    run.board.wait_until_serving(&run.stop)?;
-    run.log_in()?;
-    run.verify(image.as_ref(), restorer.as_mut())?;
-    if options.serve {
-        run.serve()?;
-        return run.end();
-    }
     let duration = Duration::try_from_secs_f64(seconds)?;
-    let mut report = run.measure(image.as_ref(), restorer.as_mut(), duration)?;
-    run.end()?;
-    drop(run);
+    println!(
+        "Lunar {} on the emulator, in {}",
+        env!("CARGO_PKG_VERSION"),
+        directory.path().display()
+    );
+    if let Some(image) = &image {
+        let (path, mib) = (image.path.display(), image.bytes >> 20);
+        println!("Image: {path} ({mib} MiB): {}", image.description);
+    }
+    let mut report = Report::new(duration, options.groups);
+    for (pass, configuration) in configurations.into_iter().enumerate() {
+        let mut restorer = image.as_ref().map(|image| Restorer::new(&image.path));
+        let board = Board::start(&directory, &configuration, options)?;
+        let mut run = Run {
+            talk: None,
+            board,
+            options,
+            configuration,
+            stop: stop.clone(),
+            bars: MultiProgress::new(),
+        };
+        if pass > 0 {
+            println!("\nThe same with the data of the host's devices in the card's memory:");
+        }
+        run.describe();
+        run.board.wait_until_serving(&run.stop)?;
+        run.log_in()?;
+        run.verify(image.as_ref(), restorer.as_mut())?;
+        if options.serve {
+            run.serve()?;
+            return run.end();
+        }
+        // What is on the card alone is the same in the second pass.
+        let only_host = pass > 0;
+        run.measure(image.as_ref(), restorer.as_mut(), duration, only_host, &mut report)?;
+        run.end()?;
+    }
     report.set_floor(crate::floor::measure(duration)?);
     print_report(&report);
     if let Some(path) = &options.json {
@@ -177,7 +205,7 @@ impl Board {
         let (keeper_socket, control, api) =
             (path("keeper.sock")?, path("control.sock")?, path(API_SOCKET)?);
         let (fabric, conf) = (path("fabric")?, path("scst.conf")?);
-        fs::create_dir(&fabric)?;
+        fs::create_dir_all(&fabric)?;
         fs::write(&conf, configuration.text())?;
         let plan = Plan::for_this_machine(options.groups as usize);
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
@@ -311,9 +339,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn describe(&self, image: Option<&Image>, directory: &Path) {
+    fn describe(&self) {
         let board = &self.board;
-        println!("Lunar {} on the emulator, in {}", env!("CARGO_PKG_VERSION"), directory.display());
         let groups = self.options.groups;
         let cores = match board.plan.groups.as_slice() {
             [] => "not pinned".to_owned(),
@@ -325,16 +352,6 @@ impl Run<'_> {
             ("card", &board.firmware, format!("{groups} poll groups, {cores}")),
         ] {
             println!("  {side:9} {:15} pid {:<8} {what}", piece.role().name(), piece.id());
-        }
-        match (image, &self.options.config) {
-            (Some(image), _) => println!(
-                "Image: {} ({} MiB): {}",
-                image.path.display(),
-                image.bytes >> 20,
-                image.description
-            ),
-            (None, Some(path)) => println!("Configuration: {}", path.display()),
-            (None, None) => {}
         }
     }
 
@@ -545,9 +562,13 @@ impl Run<'_> {
         image: Option<&Image>,
         mut restorer: Option<&mut Restorer>,
         duration: Duration,
-    ) -> anyhow::Result<Report> {
-        let mut rows = Vec::new();
+        only_host: bool,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         for lun in self.configuration.luns.clone() {
+            if only_host && !lun.on_host {
+                continue;
+            }
             let Reply::Unit(unit) = self.ask(&Request::Inspect { lun: lun.lun }, None)? else {
                 bail!("LUN {} cannot be inspected", lun.lun)
             };
@@ -572,7 +593,9 @@ impl Run<'_> {
                     workload.depth
                 );
                 match self.ask(&Request::Measure(workload), Some(&what))? {
-                    Reply::Measured(figures) => rows.push(Row::new(&lun, &workload, figures)),
+                    Reply::Measured(figures) => {
+                        report.measurements.push(Row::new(&lun, &workload, figures));
+                    }
                     other => bail!("the initiator answered {other:?} to a measurement"),
                 }
             }
@@ -582,14 +605,7 @@ impl Run<'_> {
                 self.restore(&lun, image, range, restorer)?;
             }
         }
-        Ok(Report {
-            seconds: duration.as_secs_f64(),
-            cores: self.board.plan.available,
-            poll_groups: self.options.groups,
-            measurements: rows,
-            floor_iops: None,
-            of_floor: None,
-        })
+        Ok(())
     }
 
     fn serve(&mut self) -> anyhow::Result<()> {

@@ -1,10 +1,13 @@
 //! The measurements as a table and as JSON.
 
+use std::time::Duration;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::configuration::Seen;
 use crate::conversation::{Figures, Workload};
+use crate::cores::Plan;
 
 /// One row.
 #[derive(Clone, Debug, Serialize)]
@@ -69,6 +72,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report without measurements.
+    #[must_use]
+    pub fn new(duration: Duration, poll_groups: u32) -> Self {
+        Self {
+            seconds: duration.as_secs_f64(),
+            cores: Plan::for_this_machine(1).available,
+            poll_groups,
+            measurements: Vec::new(),
+            floor_iops: None,
+            of_floor: None,
+        }
+    }
+
     /// Sets the floor and what part of it is reached.
     pub fn set_floor(&mut self, iops: f64) {
         self.floor_iops = Some(iops);
@@ -189,14 +205,8 @@ mod tests {
     fn the_floor_is_compared_with_the_cards_null_device_at_depth_32() {
         let measurements =
             vec![row("host", 32, 1.0), row("card", 1, 2.0), row("card", 32, 750_000.0)];
-        let mut report = Report {
-            seconds: 1.0,
-            cores: 2,
-            poll_groups: 2,
-            measurements,
-            floor_iops: None,
-            of_floor: None,
-        };
+        let mut report = Report::new(Duration::from_secs(1), 2);
+        report.measurements = measurements;
         report.set_floor(1e6);
         assert_eq!(report.of_floor, Some(0.75));
         let table = report.table();
