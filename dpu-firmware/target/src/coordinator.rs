@@ -81,6 +81,8 @@ struct Gate {
     unit: u32,
     cause: GateCause,
     origin: usize,
+    /// The originating group's name for the function.
+    request: u64,
     /// Groups that did not acknowledge yet; `None` while an earlier gate of the unit is closed.
     waiting: Option<usize>,
 }
@@ -281,10 +283,17 @@ impl<P: Platform> Coordinator<P> {
     fn on_message(&mut self, group: usize, message: FromGroup) {
         match message {
             FromGroup::Configured { generation } => self.on_configured(generation),
-            FromGroup::RequestGate { unit, cause } => {
+            FromGroup::RequestGate { request, unit, cause } => {
                 let name = self.next_gate;
                 self.next_gate = self.next_gate.wrapping_add(1);
-                self.gates.push_back(Gate { name, unit, cause, origin: group, waiting: None });
+                self.gates.push_back(Gate {
+                    name,
+                    unit,
+                    cause,
+                    origin: group,
+                    request,
+                    waiting: None,
+                });
                 self.start_gates();
             }
             FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
@@ -362,7 +371,7 @@ impl<P: Platform> Coordinator<P> {
         let Some(gate) = self.gates.remove(place) else { return };
         // Every group is quiet and its unit attentions are established: the function may answer.
         if let Some(origin) = self.groups.get_mut(gate.origin) {
-            origin.send(ToGroup::CompleteGate { unit: gate.unit, cause: gate.cause });
+            origin.send(ToGroup::CompleteGate { request: gate.request });
         }
         for group in &mut self.groups {
             group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
