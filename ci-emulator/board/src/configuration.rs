@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use lunar_mgmt::Tree;
-use lunar_mgmt::tree::{Device, Driver, Handler, Lun, Placement, Target, srp_port_id};
+use lunar_mgmt::tree::{Device, Driver, Handler, Placement, Target, srp_port_id};
 use lunar_offload_proto::access;
 
 /// The example that ships.

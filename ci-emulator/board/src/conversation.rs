@@ -105,6 +105,8 @@ pub struct Workload {
     pub range: Range,
     /// How long, in nanoseconds.
     pub duration_ns: u64,
+    /// Let others run when nothing has arrived: where there are fewer cores than busy threads.
+    pub yields: bool,
 }
 
 /// From the initiator's process.

@@ -583,7 +583,10 @@ impl Run<'_> {
             {
                 restorer.begin(range);
             }
-            for workload in workloads(lun.lun, whole, writable, duration) {
+            // Initiator, poll group and, for a device on the host, the agent are busy.
+            let yields = lun.on_host && self.board.plan.available < 3;
+            for mut workload in workloads(lun.lun, whole, writable, duration) {
+                workload.yields = yields;
                 let what = format!(
                     "LUN {} ({}): {} KiB {} depth {}",
                     lun.lun,
@@ -676,6 +679,7 @@ fn workloads(lun: u16, whole: Range, writable: Option<Range>, duration: Duration
                     depth,
                     range,
                     duration_ns,
+                    yields: false,
                 });
             }
         }

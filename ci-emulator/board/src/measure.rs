@@ -93,8 +93,12 @@ pub(crate) fn run(
         initiator.poll(&mut events);
         if events.is_empty() {
             idle += 1;
-            if idle < IDLE_ROUNDS {
+            if workload.yields {
+                rustix::thread::sched_yield();
+            } else {
                 std::hint::spin_loop();
+            }
+            if idle < IDLE_ROUNDS {
                 continue;
             }
         }
@@ -177,6 +181,7 @@ mod tests {
             depth: 1,
             range: Range { offset: 1 << 20, bytes: 8 << 20 },
             duration_ns: 0,
+            yields: false,
         };
         Places { workload, block_bytes: 512, transfers: 2048, issued: 0, memory_at: 0 }
     }
