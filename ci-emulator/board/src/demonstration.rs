@@ -41,6 +41,9 @@ pub struct Options {
     /// Measure for 0.2 seconds each, to see that everything works.
     #[arg(long, conflicts_with = "seconds")]
     pub quick: bool,
+    /// Measure only these LUNs.
+    #[arg(long, value_name = "LUN", value_delimiter = ',')]
+    pub luns: Vec<u16>,
     /// Write the measurements to this file, too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -64,7 +67,7 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Run directories are called so, and end in something random.
+/// Run directories are called so, then follow the process's id and something random.
 const DIRECTORY_PREFIX: &str = "lunar-emulate-";
 /// The agent's API in one.
 const API_SOCKET: &str = "api.sock";
@@ -86,9 +89,25 @@ pub fn serving() -> Option<PathBuf> {
         let name = entry.file_name();
         let socket = entry.path().join(API_SOCKET);
         let modified = fs::symlink_metadata(&socket).ok()?.modified().ok()?;
-        name.to_str()?.starts_with(DIRECTORY_PREFIX).then_some((modified, socket))
+        owner(&name).map(|_| (modified, socket))
     });
     runs.max().map(|(_, socket)| socket)
+}
+
+/// Removes the directories of runs that were killed. Their processes end by themselves.
+fn remove_stale() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if owner(&entry.file_name()).is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            // Another user's cannot be removed, and is no concern of this run.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The process whose run directory is called `name`.
+fn owner(name: &std::ffi::OsStr) -> Option<u32> {
+    let (id, _) = name.to_str()?.strip_prefix(DIRECTORY_PREFIX)?.split_once('-')?;
+    id.parse().ok()
 }
 
 /// Runs the demonstration.
@@ -104,7 +123,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let stop = Stop::default();
     stop.on_signals()?;
     // Dropped in the reverse order: processes, the image's restoration, the directory.
-    let directory = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir()?;
+    remove_stale();
+    let prefix = format!("{DIRECTORY_PREFIX}{}-", std::process::id());
+    let directory = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir()
+        .context("no directory for the run (TMPDIR)")?;
     let image = match (&options.image, &options.config) {
         (Some(path), _) => Some(Image::open(path)?),
         (None, None) => Some(Image::make(directory.path())?),
@@ -303,8 +327,9 @@ impl Board {
 
 /// The conversation with the initiator's process.
 struct Talk {
-    piece: Piece,
+    // Closed before the process is waited for: its end is what ends the process.
     requests: ChildStdin,
+    piece: Piece,
     replies: mpsc::Receiver<anyhow::Result<Reply>>,
 }
 
@@ -323,7 +348,7 @@ impl Talk {
                 }
             }
         })?;
-        Ok(Self { piece, requests, replies })
+        Ok(Self { requests, piece, replies })
     }
 }
 
@@ -566,7 +591,8 @@ impl Run<'_> {
         report: &mut Report,
     ) -> anyhow::Result<()> {
         for lun in self.configuration.luns.clone() {
-            if only_host && !lun.on_host {
+            let wanted = self.options.luns.is_empty() || self.options.luns.contains(&lun.lun);
+            if !wanted || (only_host && !lun.on_host) {
                 continue;
             }
             let Reply::Unit(unit) = self.ask(&Request::Inspect { lun: lun.lun }, None)? else {
@@ -690,6 +716,13 @@ fn workloads(lun: u16, whole: Range, writable: Option<Range>, duration: Duration
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn run_directories_name_their_process() {
+        assert_eq!(owner("lunar-emulate-123-aB_c".as_ref()), Some(123));
+        assert_eq!(owner("lunar-emulate-x-abc".as_ref()), None);
+        assert_eq!(owner("other-123-abc".as_ref()), None);
+    }
 
     #[test]
     fn what_may_not_be_written_is_only_read() {
