@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lunar_platform::{ConnectRequest, Listener, Platform};
-use lunar_srp::login::{self, LoginReject, LoginRequest};
+use lunar_srp::login::{self, LoginReject, PortId};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::configuration::Configuration;
@@ -268,7 +268,7 @@ impl<P: Platform> Coordinator<P> {
             }));
             return;
         }
-        let group = group_of(&login, self.groups.len());
+        let group = group_of(&login.initiator_port, &login.target_port, self.groups.len());
         if let Some(link) = self.groups.get_mut(group) {
             link.send(ToGroup::Login { connection, request: login, peer });
         }
@@ -380,10 +380,12 @@ impl<P: Platform> Coordinator<P> {
     }
 }
 
-/// The group of a nexus: all its channels live on one, so the choice depends on the port
-/// identifiers alone (FNV-1a; no randomised hashing, so that a run can be repeated).
-fn group_of(request: &LoginRequest, groups: usize) -> usize {
-    let bytes = request.initiator_port.0.iter().chain(&request.target_port.0);
+/// The index of the poll group, of `groups`, that a nexus of these ports lives on. All its channels
+/// live on one, so the choice depends on the port identifiers alone (FNV-1a; no randomised hashing,
+/// so that a run can be repeated).
+#[must_use]
+pub fn group_of(initiator: &PortId, target: &PortId, groups: usize) -> usize {
+    let bytes = initiator.0.iter().chain(&target.0);
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
