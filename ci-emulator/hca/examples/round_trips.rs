@@ -153,6 +153,8 @@ fn drive(
         if responses > 0 {
             end.hca.ring(qp);
             answered += responses;
+        } else if let Some(CmEvent::Disconnected(_)) = end.hca.poll_cm() {
+            return Err("the card went away".into());
         }
     }
     Ok(answered)

@@ -785,6 +785,7 @@ impl Hca for EmulatedHca {
         for position in 0..self.hot.len() {
             let Some(index) = self.hot.get(position).copied() else { break };
             let Some(qp) = queue_pair(&mut self.slots, index) else { continue };
+            qp.tell_untold(&mut self.engine);
             busy |= qp.has_news()
                 || if by_time { pending(qp.next_due()) || qp.leaving } else { qp.has_pending() };
         }

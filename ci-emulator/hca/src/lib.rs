@@ -12,6 +12,15 @@
 //! arrived and reports completions, `poll_cm` pumps the connection manager. Used from one thread with
 //! a fixed seed everything repeats exactly.
 //!
+//! Where it is simpler than hardware, on purpose:
+//! * a peer that does not poll neither receives nor acknowledges; time-outs come from faults
+//!   (`silence`, `sever`), never from a clock;
+//! * when a queue pair fails, SENDs before the failed request that were not acknowledged yet are
+//!   flushed ahead of it (hardware may still wait for them);
+//! * a CQ overrun is counted (`Statistics::completion_queue_overcommits`), not enacted;
+//! * remote keys are checked by the poster, in the peer's published table (`remote_keys` says what
+//!   that means for an invalidation that races with another core).
+//!
 //! What may not live here: anything that knows SCSI, SRP or the card's roles. Raw memory is
 //! `lunar_pcie::Segment`'s business; this crate has no `unsafe`.
 #![forbid(unsafe_code)]

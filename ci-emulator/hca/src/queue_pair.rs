@@ -220,6 +220,9 @@ pub(crate) struct QueuePair {
     pub(crate) silenced: bool,
     /// In the group's list of queue pairs that every poll looks at.
     pub(crate) hot: bool,
+    /// There is news the peer was not told of yet. Told with the next doorbell, poll or `arm`,
+    /// whichever is first: a fence for each received batch would stall the copies of the answers.
+    untold: bool,
     /// Polls in a row that found nothing new.
     pub(crate) idle_polls: u32,
 }
@@ -254,6 +257,7 @@ impl QueuePair {
             leaving: false,
             silenced: false,
             hot: false,
+            untold: false,
             idle_polls: 0,
         }
     }
@@ -476,6 +480,10 @@ impl QueuePair {
     /// anything happened.
     pub(crate) fn advance(&mut self, engine: &mut Engine, sink: &mut Sink<'_>) -> bool {
         let before = (sink.filled, self.state, self.sends.started);
+        self.tell_untold(engine);
+        // What was over before this look goes first: receives alone could fill every sink.
+        self.report_received(engine, sink);
+        self.report_sends(engine, sink);
         let mut news = false;
         if matches!(self.state, QpState::Accepted | QpState::Live) && self.peer.is_some() {
             let peer_state = self.memory.peer_state();
@@ -495,9 +503,7 @@ impl QueuePair {
         } else if self.leaving && self.state != QpState::Connecting {
             self.close(engine);
         }
-        if news {
-            self.tell(engine);
-        }
+        self.untold |= news;
         self.report_received(engine, sink);
         self.report_sends(engine, sink);
         news || before != (sink.filled, self.state, self.sends.started)
@@ -820,8 +826,16 @@ impl QueuePair {
 
     // ---- being looked at ----
 
+    /// Tells the peer of news that waited for an occasion.
+    pub(crate) fn tell_untold(&mut self, engine: &mut Engine) {
+        if self.untold {
+            self.tell(engine);
+        }
+    }
+
     /// Tells the peer that there is news.
-    pub(crate) fn tell(&self, engine: &mut Engine) {
+    pub(crate) fn tell(&mut self, engine: &mut Engine) {
+        self.untold = false;
         if let Some(peer) = &self.peer {
             let woken = peer.tell(|| self.memory.is_peer_watching(), engine.drop_wake_ups);
             engine.statistics.wake_ups += u64::from(woken);
@@ -852,6 +866,7 @@ impl QueuePair {
         front_ended
             || self.sends.started < self.sends.rung
             || self.leaving
+            || self.untold
             || !self.received.is_empty()
             || self.naks != 0
     }

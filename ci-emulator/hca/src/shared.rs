@@ -17,7 +17,8 @@
 //! that watches a queue pair (looks at its words in every poll) costs its peer no bitmap access at all.
 //!
 //! Limits of trust: a peer can set or clear bits of the shared bitmap that are not its own, and eat
-//! wake-ups; both delay others (until the owner's next sweep) and corrupt nothing.
+//! wake-ups. Both delay other connections of the group and corrupt nothing; owners with work
+//! outstanding sleep for a bounded time only.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

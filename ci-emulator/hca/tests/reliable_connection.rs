@@ -219,6 +219,35 @@ fn receives_may_overtake_the_send_completion_that_frees_a_slot() {
 }
 
 #[test]
+fn a_stream_of_receives_does_not_starve_send_completions() {
+    in_every_mode(|mut rig| {
+        // Every round brings more messages than a poll reports; answers must complete all the same.
+        for id in 0..8 {
+            rig.initiator.receive(id, 0, 64);
+        }
+        for id in 0..100 {
+            rig.target.receive(10_000 + id, 0, 64);
+        }
+        for id in 0..8 {
+            rig.target.send(rig.target_qp, id, 0, 8);
+        }
+        let mut sent = 0;
+        while rig.target.completions.iter().filter(|c| c.id.0 < 8).count() < 8 {
+            for _ in 0..10 {
+                let request = rig.initiator.request(sent, SendOperation::Send, 0, 8, true);
+                if rig.initiator.hca.post_send(rig.initiator_qp, &[request]).is_ok() {
+                    rig.target.receive(20_000 + sent, 0, 64);
+                    sent += 1;
+                }
+            }
+            rig.initiator.hca.ring(rig.initiator_qp);
+            assert!(sent < 2000, "starved");
+            rig.round();
+        }
+    });
+}
+
+#[test]
 fn without_a_receive_buffer_a_message_waits_and_is_counted() {
     in_every_mode(|mut rig| {
         rig.initiator.send(rig.initiator_qp, 1, 0, 8);
@@ -835,4 +864,56 @@ fn the_same_seed_gives_the_same_history() {
     };
     assert_eq!(history(5), history(5));
     assert_ne!(history(5), history(6));
+}
+
+/// Whether a sleeper on the group's descriptor would wake up now.
+fn is_woken(side: &rig::Side) -> bool {
+    let fd = side.hca.event_fd().unwrap();
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)).unwrap() == 1
+}
+
+#[test]
+fn arming_sees_what_is_pending_and_wakes_for_what_comes_later() {
+    // Hot (just connected) and cold (idle for long) queue pairs alike.
+    for idle_rounds in [0, 500] {
+        let mut rig = Rig::new(DeviceConfig::new);
+        for id in 0..4 {
+            rig.target.receive(id, 0, 64);
+        }
+        rig.rounds(idle_rounds + 2);
+        rig.initiator.send(rig.initiator_qp, 1, 0, 8);
+        assert!(!rig.target.hca.arm(), "a message waits");
+        rig.rounds(2);
+        assert!(rig.target.hca.arm());
+        assert!(!is_woken(&rig.target));
+        rig.initiator.send(rig.initiator_qp, 2, 0, 8);
+        assert!(is_woken(&rig.target));
+        rig.rounds(2);
+        assert_eq!(rig.target.completions.len(), 2);
+        // Armed is armed once: after a poll nobody writes the descriptor.
+        let before = rig.initiator.hca.statistics().wake_ups;
+        rig.initiator.send(rig.initiator_qp, 3, 0, 8);
+        rig.rounds(2);
+        assert_eq!(rig.initiator.hca.statistics().wake_ups, before);
+        assert!(rig.target.hca.arm());
+        assert!(!is_woken(&rig.target));
+        rig.target.device.port_down();
+        assert!(is_woken(&rig.target), "device events wake as well");
+    }
+}
+
+#[test]
+fn a_lost_wake_up_costs_latency_only() {
+    let mut rig = Rig::new(DeviceConfig::new);
+    rig.target.receive(0, 0, 64);
+    rig.rounds(500);
+    rig.initiator.device.drop_wake_ups(true);
+    rig.initiator.poll();
+    assert!(rig.target.hca.arm());
+    rig.initiator.send(rig.initiator_qp, 1, 0, 8);
+    assert!(!is_woken(&rig.target));
+    rig.target.poll();
+    assert!(rig.target.ended(0).is_some());
 }

@@ -133,6 +133,49 @@ fn forwarded_commands_carry_long_cdbs_and_sense_in_any_number() {
     }
 }
 
+/// Commands with sense hold the round open while others end and their slots are used again: the host
+/// must still have a slot for each completion (the model agent asserts it), and no sense may be
+/// written over before it was pulled.
+#[test]
+fn a_ring_kept_full_of_mixed_commands_never_owes_more_than_it_has_slots() {
+    for (seed, dma_capacity) in (0..150).flat_map(|seed| [(seed, 3), (seed, 64)]) {
+        for forwards in [1, 4] {
+            let plan = Plan { seed: Some(seed), dma_capacity, ..Plan::default() };
+            let mut rig = Rig::new(plan);
+            let buffer = rig.claim(Placement::HostDram, 512);
+            let mut turns = [0_u64; 7];
+            let mut ended = vec![0, 1, 2, 3, 4, 5, 6];
+            for _ in 0..150 {
+                ended.retain(|&slot| {
+                    let turn = turns[slot as usize];
+                    let taken = if slot < forwards {
+                        let cdb = [(slot * 31 + turn) as u8; 200];
+                        let forward = BlockRequest::Forward { data_out: false };
+                        rig.submit(token(slot, turn), forward, None, 0, &cdb)
+                    } else {
+                        rig.read(token(slot, turn), 0, 1, &buffer)
+                    };
+                    turns[slot as usize] += u64::from(taken.is_ok());
+                    taken.is_err()
+                });
+                rig.tick();
+                assert_eq!(rig.ring.fault(), None);
+                rig.agent.serve();
+                for outcome in rig.outcomes() {
+                    let (slot, turn) = (outcome.token & 0xff, outcome.token >> 32);
+                    if slot < forwards {
+                        let sense = rig.ring.sense(outcome.token);
+                        assert_eq!(sense, [(slot * 31 + turn) as u8; 200], "seed {seed}");
+                    }
+                    ended.push(slot);
+                }
+            }
+            assert!(turns.iter().all(|&turn| turn > 2), "seed {seed}: {turns:?}");
+            rig.release(buffer);
+        }
+    }
+}
+
 #[test]
 fn what_no_entry_can_express_is_refused_by_the_card() {
     let mut rig = Rig::new(Plan::default());

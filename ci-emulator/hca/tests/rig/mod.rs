@@ -30,8 +30,11 @@ pub fn attributes() -> HcaAttributes {
 
 pub const PARAMETERS: QpParameters = QpParameters { send_queue_depth: 16, rdma_reads: 4 };
 
-/// Every mode a behaviour must hold in: a name and how a device is configured.
-pub fn modes() -> Vec<(&'static str, fn(&str) -> DeviceConfig)> {
+/// A name, and how a device is configured.
+pub type NamedMode = (&'static str, fn(&str) -> DeviceConfig);
+
+/// Every mode a behaviour must hold in.
+pub fn modes() -> Vec<NamedMode> {
     fn prompt(name: &str) -> DeviceConfig {
         DeviceConfig::new(name)
     }
