@@ -62,8 +62,8 @@ pub enum Event {
         /// The reason's code.
         code: u32,
     },
-    /// There was no answer to the login from an SRP target: nobody listens, or the connection
-    /// manager refused.
+    /// There was no answer to the login from an SRP target: nobody listens, the connection manager
+    /// refused, or the accept carried nonsense (a violation; [`Event::Disconnected`] follows then).
     LoginFailed,
     /// A command ended.
     Response {
