@@ -38,7 +38,7 @@ pub(crate) async fn serve(
         connection += 1;
         info!(connection, "a card connected to the control channel");
         engine.send(ToEngine::CardConnected { connection }).await?;
-        let reason = exchange(stream, connection, &engine, &mut outbound).await?;
+        let reason = exchange(stream, connection, &engine, &mut outbound).await;
         info!(connection, reason, "the control channel is closed");
         engine.send(ToEngine::CardLost { connection, reason }).await?;
     }
@@ -59,7 +59,7 @@ async fn exchange(
     connection: u64,
     engine: &EngineLine,
     outbound: &mut UnboundedReceiver<ToControl>,
-) -> Result<String, EngineGone> {
+) -> String {
     let (mut from_card, mut to_card) = stream.split();
     let (mut decoder, mut encoder) = (Decoder::<ToHost>::new(), Encoder::new());
     let mut bytes = vec![0; 16 << 10];
@@ -68,34 +68,37 @@ async fn exchange(
         tokio::select! {
             read = from_card.read(&mut bytes) => {
                 match read {
-                    Ok(0) => return Ok("the card closed it".to_owned()),
+                    Ok(0) => return "the card closed it".to_owned(),
                     Ok(length) => decoder.push(&bytes[..length]),
-                    Err(error) => return Ok(format!("reading failed: {error}")),
+                    Err(error) => return format!("reading failed: {error}"),
                 }
                 loop {
                     match decoder.next_message() {
-                        Ok(Some(message)) => engine.send(ToEngine::FromCard(Box::new(message))).await?,
+                        Ok(Some(message)) => {
+                            // An engine that has ended hears no more; what it said last is still to be sent.
+                            let _ = engine.send(ToEngine::FromCard(Box::new(message))).await;
+                        }
                         Ok(None) => break,
-                        Err(error) => return Ok(format!("the card sent what is no message: {error}")),
+                        Err(error) => return format!("the card sent what is no message: {error}"),
                     }
                 }
             }
             message = outbound.recv() => {
                 let message = match message {
-                    None => return Ok("the agent stops".to_owned()),
-                    Some(ToControl::Close { connection: of, reason }) if of == connection => return Ok(reason),
+                    None => return "the agent stops".to_owned(),
+                    Some(ToControl::Close { connection: of, reason }) if of == connection => return reason,
                     Some(ToControl::Send { connection: of, message }) if of == connection => message,
                     // For a card that is gone.
                     Some(_) => continue,
                 };
                 frames.clear();
                 if let Err(error) = encoder.encode(&*message, &mut frames) {
-                    return Ok(format!("a message for the card cannot be sent: {error}"));
+                    return format!("a message for the card cannot be sent: {error}");
                 }
                 match tokio::time::timeout(WRITE_PATIENCE, to_card.write_all(&frames)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => return Ok(format!("writing failed: {error}")),
-                    Err(_) => return Ok(format!("the card has read nothing for {WRITE_PATIENCE:?}")),
+                    Ok(Err(error)) => return format!("writing failed: {error}"),
+                    Err(_) => return format!("the card has read nothing for {WRITE_PATIENCE:?}"),
                 }
             }
         }

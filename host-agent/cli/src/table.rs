@@ -291,7 +291,7 @@ fn bytes(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let tenths = (u128::from(bytes) * 10) >> (10 * exponent);
-    if tenths % 10 == 0 {
+    if tenths.is_multiple_of(10) {
         format!("{} {unit}", tenths / 10)
     } else {
         format!("{}.{} {unit}", tenths / 10, tenths % 10)
