@@ -57,6 +57,7 @@ impl<P: Platform> PollGroup<P> {
             }
             ToGroup::ReleaseRing => {
                 self.releasing = true;
+                self.trace_all(Point::Revoked);
                 self.detach_ring();
                 self.continue_release();
             }
@@ -370,7 +371,7 @@ impl<P: Platform> PollGroup<P> {
             ring.detach();
         }
         self.detached_since = Some(self.now);
-        self.trace_ring_loss();
+        self.trace_all(Point::RingLost);
     }
 
     fn resume_ring(&mut self) {
@@ -383,7 +384,7 @@ impl<P: Platform> PollGroup<P> {
 
     /// The host's memory is gone: what is in flight is lost, tasks with buffers there as well.
     fn reset_ring(&mut self) {
-        self.trace_ring_loss();
+        self.trace_all(Point::RingLost);
         let Some(mut ring) = self.ring.take() else { return };
         self.lose_host_buffers();
         for token in ring.reset() {
@@ -450,12 +451,13 @@ impl<P: Platform> PollGroup<P> {
         self.reset_ring();
     }
 
-    fn trace_ring_loss(&mut self) {
+    /// Records what happened to every task in its state.
+    fn trace_all(&mut self, point: fn(State) -> Point) {
         let mut from = 0;
         while let Some(index) = self.tasks.live_from(from) {
             from = index + 1;
             let task = self.tasks.at(index);
-            self.record(task.tag, Point::RingLost(task.state));
+            self.record(task.tag, point(task.state));
         }
     }
 

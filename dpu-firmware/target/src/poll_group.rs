@@ -732,10 +732,6 @@ impl<P: Platform> PollGroup<P> {
     pub(crate) fn trace_over(&mut self, index: u32) {
         self.trace_task(index, Point::Over);
     }
-
-    pub(crate) fn mark_abort(&mut self, state: State) {
-        self.record(0, Point::Aborted(state));
-    }
 }
 
 /// An RDMA request of a data phase.

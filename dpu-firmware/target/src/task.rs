@@ -742,6 +742,8 @@ impl<P: Platform> PollGroup<P> {
         let task = self.tasks.at_mut(index);
         let (state, channel, nexus, lun, unit) =
             (task.state, task.channel as usize, task.nexus, task.lun, task.unit);
+        self.trace_task(index, Point::Aborted(state));
+        let task = self.tasks.at_mut(index);
         match state {
             // Its response is on the way; it ends by itself, and whoever waits for it still does.
             State::Sending | State::Aborting | State::Managing => return,
@@ -779,7 +781,6 @@ impl<P: Platform> PollGroup<P> {
                 }
             }
         }
-        self.mark_abort(state);
         let task = self.tasks.at_mut(index);
         task.silent = true;
         task.state = State::Aborting;

@@ -39,7 +39,7 @@ pub enum Point {
     Doorbell,
     /// The response's SEND completed: slot, buffer and room are free again.
     Over,
-    /// It was marked for abort in this state.
+    /// An abort found it in this state; one that ends by itself anyway stays as it is.
     Aborted(State),
     /// A gate on its unit was closed while it was in this state.
     Gated(State),
@@ -47,6 +47,8 @@ pub enum Point {
     ChannelLost(State),
     /// The ring was reset or detached while it was in this state.
     RingLost(State),
+    /// The host announced that its memory goes, while it was in this state.
+    Revoked(State),
 }
 
 /// One recorded event.

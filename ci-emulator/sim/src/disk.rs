@@ -1,0 +1,113 @@
+//! What lies below an agent's disks: a medium that outlives agents, and a witness of every write
+//! that lands on it.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lunar_handlers::memory_disk::{Medium, MemoryDisk};
+use lunar_handlers::{BlockDevice, CancelAnswer, Ended, Geometry, HostBuffer, Outcome, Request, RequestId};
+use lunar_initiator::oracle::{Content, identify};
+
+/// Bytes of a block of every unit.
+pub const BLOCK_BYTES: u32 = 512;
+
+/// One block that a write put on the medium.
+#[derive(Clone, Copy, Debug)]
+pub struct Landing {
+    /// Handle of the unit.
+    pub unit: u32,
+    /// The block.
+    pub lba: u64,
+    /// What it says it is.
+    pub content: Content,
+}
+
+/// The landings since the last look. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Landings(Arc<Mutex<Vec<Landing>>>);
+
+impl Landings {
+    /// What landed since the last call, in order.
+    #[must_use]
+    pub fn take(&self) -> Vec<Landing> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn push(&self, landing: Landing) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(landing);
+    }
+}
+
+/// A memory disk whose writes are witnessed.
+#[derive(Debug)]
+pub struct Witnessed {
+    disk: MemoryDisk,
+    unit: u32,
+    medium: Medium,
+    landings: Landings,
+    writes: BTreeMap<RequestId, (u64, u32)>,
+}
+
+impl Witnessed {
+    /// The disk of `unit` over `medium`.
+    #[must_use]
+    pub fn new(unit: u32, medium: &Medium, landings: &Landings, seed: u64) -> Self {
+        Self {
+            disk: MemoryDisk::new(medium.clone(), 2, seed),
+            unit,
+            medium: medium.clone(),
+            landings: landings.clone(),
+            writes: BTreeMap::new(),
+        }
+    }
+
+    fn witness(&self, lba: u64, blocks: u32) {
+        let mut block = [0; BLOCK_BYTES as usize];
+        // First and last: what is between came in the same copy.
+        for at in [lba, lba + u64::from(blocks.max(1)) - 1] {
+            let offset = usize::try_from(at).unwrap_or(0) * block.len();
+            if self.medium.peek(offset, &mut block) {
+                let content = identify(&block);
+                self.landings.push(Landing { unit: self.unit, lba: at, content });
+            }
+        }
+    }
+}
+
+impl BlockDevice for Witnessed {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn submit(&mut self, id: RequestId, request: Request, data: Option<HostBuffer>) {
+        if let Request::Write { lba, blocks, .. } = request {
+            self.writes.insert(id, (lba, blocks));
+        }
+        self.disk.submit(id, request, data);
+    }
+
+    fn cancel(&mut self, id: RequestId) -> CancelAnswer {
+        self.disk.cancel(id)
+    }
+
+    fn poll(&mut self, ended: &mut Vec<Ended>) {
+        let first = ended.len();
+        self.disk.poll(ended);
+        for (id, outcome) in &ended[first..] {
+            if let Some((lba, blocks)) = self.writes.remove(id)
+                && *outcome == Outcome::Done
+            {
+                self.witness(lba, blocks);
+            }
+        }
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn outstanding(&self) -> usize {
+        self.disk.outstanding()
+    }
+}

@@ -1,0 +1,346 @@
+//! What the initiators see, and what it means to the judges.
+
+use lunar_initiator::oracle::WriteEnd;
+use lunar_initiator::{Event, Tag};
+use lunar_scsi::task_set::TaskManagementFunction;
+use lunar_srp::iu::Residual;
+use lunar_srp::login::OtherChannels;
+
+use crate::channel::{Purpose, Sent};
+use crate::laws::{Broken, Law};
+use crate::units::UNITS;
+use crate::world::World;
+
+/// SAM-6 statuses.
+const GOOD: u8 = 0;
+const CHECK_CONDITION: u8 = 2;
+const BUSY: u8 = 8;
+const TASK_SET_FULL: u8 = 0x28;
+/// SPC-6 sense keys.
+const NOT_READY: u8 = 2;
+const ILLEGAL_REQUEST: u8 = 5;
+const UNIT_ATTENTION: u8 = 6;
+const DATA_PROTECT: u8 = 7;
+const ABORTED_COMMAND: u8 = 0xb;
+/// An outage explains answers for so long after it, in nanoseconds.
+const OUTAGE_NS: u64 = 60_000_000;
+
+/// Key, additional sense code and qualifier of fixed-format sense data.
+fn sense_of(sense: Option<&[u8]>) -> (u8, u8, u8) {
+    let byte = |at: usize| sense.and_then(|sense| sense.get(at)).copied().unwrap_or(0);
+    (byte(2) & 0xf, byte(12), byte(13))
+}
+
+fn broken<T>(law: Law, text: String) -> Result<T, Broken> {
+    Err(Broken { law, text })
+}
+
+impl World {
+    /// Takes what arrived at channel `number`.
+    pub(crate) fn see(&mut self, number: usize) -> Result<(), Broken> {
+        let mut events = Vec::new();
+        self.channels[number].poll(self.now, &mut events);
+        for event in events {
+            self.moment += 1;
+            self.on_event(number, event)?;
+        }
+        match self.channels[number].initiator.violations().next() {
+            Some(violation) => {
+                let text = format!("channel {number}: {violation:x?}");
+                broken(Law::Protocol, text)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn on_event(&mut self, number: usize, event: Event) -> Result<(), Broken> {
+        let at = number as u64;
+        match event {
+            Event::LoggedIn { others, .. } => {
+                self.counts.logins += 1;
+                self.journal.note("logged in: channel", [at, 0, 0]);
+                self.on_login(number, others);
+            }
+            Event::LoginRejected { code, .. } => {
+                self.counts.rejects += 1;
+                self.journal.note("login rejected: channel, code", [at, code.into(), 0]);
+                self.ask_again(number);
+            }
+            Event::LoginFailed => {
+                self.journal.note("login failed: channel", [at, 0, 0]);
+                self.ask_again(number);
+            }
+            Event::Response { tag, status, sense, data_in_residual, response_code, .. } => {
+                let key = sense_of(sense.as_deref());
+                self.journal.note(
+                    "response: channel, tag, status",
+                    [at, tag.to_wire(), u64::from(status) << 8 | u64::from(key.0)],
+                );
+                let Some(mut sent) = self.channels[number].finish(tag) else {
+                    return broken(Law::Protocol, format!("channel {number}: a response for nothing"));
+                };
+                if response_code.is_some_and(|code| code != 0) {
+                    let text = format!("channel {number}: a command got response code {response_code:?}");
+                    return broken(Law::Status, text);
+                }
+                let place = sent.place.take();
+                let result = self.on_response(number, sent, status, key, data_in_residual, place);
+                self.channels[number].give_place(place);
+                return result;
+            }
+            Event::Aborted { tag } => {
+                self.counts.aborted += 1;
+                self.journal.note("aborted: channel, tag", [at, tag.to_wire(), 0]);
+                self.close(number, tag, "its abort was answered with FUNCTION COMPLETE");
+            }
+            Event::TaskManagementResponse { tag, code } => {
+                self.journal.note("function answered: channel, tag, code", [
+                    at,
+                    tag.to_wire(),
+                    code.into(),
+                ]);
+                self.on_function(number, tag, code);
+            }
+            Event::Lost { tag } => {
+                self.counts.lost += 1;
+                self.journal.note("lost: channel, tag", [at, tag.to_wire(), 0]);
+                self.on_lost(number, tag);
+            }
+            Event::Disconnected => {
+                self.journal.note("disconnected: channel", [at, 0, 0]);
+                self.ask_again(number);
+            }
+            Event::AsynchronousEvent { .. } | Event::TargetLogout { .. } => {
+                return broken(Law::Protocol, format!("channel {number}: {event:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_again(&mut self, number: usize) {
+        let wait = if self.random.chance(1, 2) {
+            self.random.between(1_000, 20_000)
+        } else {
+            self.random.between(20_000, 600_000)
+        };
+        let channel = &mut self.channels[number];
+        channel.asking_since = None;
+        if channel.login_at != u64::MAX {
+            channel.login_at = self.now + wait;
+        }
+    }
+
+    fn on_login(&mut self, number: usize, others: OtherChannels) {
+        let channel = &mut self.channels[number];
+        channel.asking_since = None;
+        channel.logged_in = self.moment;
+        let (nexus, single) = (channel.nexus, channel.single);
+        if !single {
+            return;
+        }
+        let _ = others;
+        // A SINGLE login's response says that everything older of the nexus is over.
+        self.nexus_since[nexus] = self.moment;
+        for (lun, write) in std::mem::take(&mut self.limbo[nexus]) {
+            let how = "a SINGLE login of its nexus was accepted after its channel had died";
+            self.laws.end_write(lun, write, WriteEnd::Unknown, how);
+        }
+        self.laws.forget_nexus(nexus);
+        let mut alone = true;
+        for other in 0..self.channels.len() {
+            if other == number || self.channels[other].nexus != nexus {
+                continue;
+            }
+            alone = false;
+            let tags: Vec<Tag> =
+                self.channels[other].sent.iter().flatten().map(|sent| sent.tag).collect();
+            for tag in tags {
+                let how = "a SINGLE login of its nexus was accepted on another channel";
+                let Some(sent) = self.channels[other].finish(tag) else { continue };
+                let Sent { lun, purpose, .. } = sent;
+                self.end(lun, purpose, how);
+                // An answer that was on its way may still come.
+                let kept = Sent { purpose: Purpose::Over, ..sent_again(tag, lun, sent.moment, sent.at, sent.place) };
+                self.channels[other].sent[tag.index()] = Some(kept);
+            }
+        }
+        if alone {
+            for (lun, unit) in UNITS.iter().enumerate().filter(|(_, unit)| !unit.comes_and_goes) {
+                let _ = unit;
+                self.laws.owe(nexus, lun, self.moment, self.moment, "the login of a new nexus");
+            }
+        }
+    }
+
+    /// Ends `purpose` without an answer.
+    fn end(&mut self, lun: usize, purpose: Purpose, how: &'static str) {
+        match purpose {
+            Purpose::Read(read, _) => self.laws.abandon_read(lun, read),
+            Purpose::Write(write) => self.laws.end_write(lun, write, WriteEnd::Unknown, how),
+            Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
+        }
+    }
+
+    fn close(&mut self, number: usize, tag: Tag, how: &'static str) {
+        let Some(sent) = self.channels[number].finish(tag) else { return };
+        self.channels[number].give_place(sent.place);
+        self.end(sent.lun, sent.purpose, how);
+    }
+
+    fn on_lost(&mut self, number: usize, tag: Tag) {
+        let nexus = self.channels[number].nexus;
+        let Some(sent) = self.channels[number].finish(tag) else { return };
+        self.channels[number].give_place(sent.place);
+        match sent.purpose {
+            // It may still land, until a SINGLE login says that it will not.
+            Purpose::Write(write) => self.limbo[nexus].push((sent.lun, write)),
+            purpose => self.end(sent.lun, purpose, "its channel died"),
+        }
+    }
+
+    fn on_function(&mut self, number: usize, tag: Tag, code: u8) {
+        let Some(sent) = self.channels[number].finish(tag) else { return };
+        let Purpose::Management(function) = sent.purpose else { return };
+        if code != 0 {
+            let aborted: Vec<Tag> = self.channels[number]
+                .sent
+                .iter()
+                .flatten()
+                .filter(|sent| sent.abort_sent.is_some())
+                .map(|sent| sent.tag)
+                .collect();
+            // What an initiator does next: it gives the channel up.
+            if !aborted.is_empty() && !self.ending || self.random.chance(1, 4) {
+                self.channels[number].initiator.disconnect();
+            }
+            for tag in aborted {
+                if let Some(sent) = self.channels[number].sent[tag.index()].as_mut() {
+                    sent.abort_sent = None;
+                }
+            }
+            return;
+        }
+        self.counts.functions += 1;
+        if function != TaskManagementFunction::LogicalUnitReset || UNITS[sent.lun].comes_and_goes {
+            return;
+        }
+        let nexus = self.channels[number].nexus;
+        for other in 0..self.limbo.len() {
+            let channels = self.channels.iter().filter(|channel| channel.nexus == other);
+            // Answers on two channels overtake each other, so nothing can be said of their order.
+            if other == nexus || channels.count() != 1 || self.nexus_since[other] == 0 {
+                continue;
+            }
+            if self.nexus_since[other] < sent.moment {
+                self.laws.owe(other, sent.lun, sent.moment, self.moment, "a LOGICAL UNIT RESET");
+            }
+        }
+    }
+
+    fn on_response(
+        &mut self,
+        number: usize,
+        sent: Sent,
+        status: u8,
+        sense: (u8, u8, u8),
+        residual: Residual,
+        place: Option<usize>,
+    ) -> Result<(), Broken> {
+        match status {
+            GOOD => self.counts.good += 1,
+            BUSY | TASK_SET_FULL => self.counts.refused += 1,
+            _ => self.counts.check_conditions += 1,
+        }
+        let Sent { lun, purpose, moment, .. } = sent;
+        if matches!(purpose, Purpose::Over) {
+            return Ok(());
+        }
+        self.judge_attention(number, lun, &purpose, moment, status, sense)?;
+        self.judge_status(number, lun, &purpose, sent.at, status, sense)?;
+        match purpose {
+            Purpose::Write(write) => {
+                let (end, how) = match (status, sense.0) {
+                    (GOOD, _) => (WriteEnd::Done, "it was answered with GOOD"),
+                    (CHECK_CONDITION, ABORTED_COMMAND) => {
+                        (WriteEnd::Unknown, "it was answered with ABORTED COMMAND")
+                    }
+                    _ => (WriteEnd::Refused, "it was refused"),
+                };
+                self.laws.end_write(lun, write, end, how);
+                Ok(())
+            }
+            Purpose::Read(read, bytes) if status == GOOD => {
+                if residual != Residual::None {
+                    let text = format!("channel {number}: a whole read has residual {residual:?}");
+                    return broken(Law::Protocol, text);
+                }
+                let start = place.unwrap_or(0);
+                let data = self.channels[number].initiator.data(start..start + bytes as usize);
+                self.laws.end_read(lun, read, data)
+            }
+            Purpose::Read(read, _) => {
+                self.laws.abandon_read(lun, read);
+                Ok(())
+            }
+            Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => Ok(()),
+        }
+    }
+
+    fn judge_attention(
+        &mut self,
+        number: usize,
+        lun: usize,
+        purpose: &Purpose,
+        moment: u64,
+        status: u8,
+        sense: (u8, u8, u8),
+    ) -> Result<(), Broken> {
+        let nexus = self.channels[number].nexus;
+        let is_attention = status == CHECK_CONDITION && sense.0 == UNIT_ATTENTION;
+        let took = matches!(purpose, Purpose::Other { takes_attention: true, .. });
+        if is_attention || took {
+            self.laws.on_attention(nexus, lun, self.moment);
+            return Ok(());
+        }
+        let ignores = matches!(purpose, Purpose::Other { ignores_attention: true, .. });
+        let absent = status == CHECK_CONDITION && (sense.0, sense.1) == (ILLEGAL_REQUEST, 0x25);
+        if ignores || absent { Ok(()) } else { self.laws.on_answer(nexus, lun, moment) }
+    }
+
+    /// Every answer but GOOD has a cause.
+    fn judge_status(
+        &mut self,
+        number: usize,
+        lun: usize,
+        purpose: &Purpose,
+        at: u64,
+        status: u8,
+        sense: (u8, u8, u8),
+    ) -> Result<(), Broken> {
+        let outage = self.faults.last_outage.is_none_or(|outage| outage >= at || self.now - outage < OUTAGE_NS);
+        let invalid = matches!(purpose, Purpose::Other { invalid: true, .. });
+        let explained = match (status, sense.0) {
+            (GOOD, _) => !invalid,
+            (TASK_SET_FULL, _) | (CHECK_CONDITION, UNIT_ATTENTION) => true,
+            (BUSY, _) | (CHECK_CONDITION, NOT_READY | ABORTED_COMMAND) => {
+                outage && UNITS[lun].stores
+            }
+            (CHECK_CONDITION, ILLEGAL_REQUEST) => invalid || UNITS[lun].comes_and_goes,
+            (CHECK_CONDITION, DATA_PROTECT) => matches!(purpose, Purpose::Write(_)),
+            _ => false,
+        };
+        if explained {
+            return Ok(());
+        }
+        let (key, code, qualifier) = sense;
+        let text = format!(
+            "channel {number} LUN {lun}: status {status:#04x}, sense {key:x}/{code:02x}/{qualifier:02x} \
+             without a cause, for {purpose:?}"
+        );
+        broken(Law::Status, text)
+    }
+}
+
+fn sent_again(tag: Tag, lun: usize, moment: u64, at: u64, place: Option<usize>) -> Sent {
+    Sent { tag, lun, purpose: Purpose::Over, moment, at, place, abort_sent: None }
+}
