@@ -68,7 +68,7 @@ impl Default for GroupLimits {
         Self {
             slots: 4096,
             channels: 256,
-            receive_bytes: 2176,
+            receive_bytes: 8320,
             card_arena_bytes: 64 << 20,
             nexus_share_bytes: 48 << 20,
             agent_wait_ns: 10_000_000_000,
@@ -319,6 +319,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) card_region: CardRegion<P::Region>,
     pub(crate) card_cache: SgvCache,
     pub(crate) host_cache: Option<SgvCache>,
+    /// Host memory that CardDram operations of the ring are staged in.
+    pub(crate) staging_cache: Option<SgvCache>,
     /// Which life of the host arena `host_cache` is about.
     pub(crate) host_epoch: u32,
     /// The imported arenas, and the ring arena's blob that says which life of it this is.
@@ -339,7 +341,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) wakes: VecDeque<Wake>,
     /// Outcomes of the host that wait for a configuration to be in force here.
     pub(crate) ahead: Vec<lunar_backend::Outcome>,
-    pub(crate) need_buffer: Fifo,
+    /// Tasks that wait for a buffer, by placement.
+    pub(crate) need_buffer: [Fifo; 2],
     pub(crate) need_backend: Fifo,
     /// Slots of task management functions in progress.
     pub(crate) managements: Vec<u32>,
@@ -441,6 +444,7 @@ impl<P: Platform> PollGroup<P> {
             card_region: CardRegion(card),
             card_cache,
             host_cache: None,
+            staging_cache: None,
             host_epoch: 0,
             arenas: Vec::new(),
             attached_to: None,
@@ -456,7 +460,7 @@ impl<P: Platform> PollGroup<P> {
             // Every slot can end between two looks, and each end adds at most three entries.
             wakes: VecDeque::with_capacity(3 * limits.slots as usize),
             ahead: Vec::with_capacity(limits.slots as usize),
-            need_buffer: Fifo::default(),
+            need_buffer: [Fifo::default(); 2],
             need_backend: Fifo::default(),
             managements: Vec::with_capacity(limits.channels as usize),
             ends_seen: false,
@@ -620,10 +624,10 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn poll_ring(&mut self) -> bool {
-        let (Some(ring), Some(host)) = (self.ring.as_mut(), self.host_cache.as_mut()) else {
+        let (Some(ring), Some(staging)) = (self.ring.as_mut(), self.staging_cache.as_mut()) else {
             return false;
         };
-        let mut busy = ring.tick(self.now, host);
+        let mut busy = ring.tick(self.now, staging);
         let mut outcomes = std::mem::take(&mut self.outcomes);
         while let Some(ring) = self.ring.as_mut() {
             let count = ring.poll(&mut outcomes);

@@ -29,6 +29,10 @@ use crate::trace::Point;
 /// Where the CDB starts in an SRP_CMD (SRP 6.8); additional CDB bytes follow its 16.
 const CDB_OFFSET: u16 = 32;
 
+/// Messages beyond its credits that a channel may have waiting: SRP_I_LOGOUT, SRP_CRED_RSP and
+/// SRP_AER_RSP use none.
+const RECEIVES_SPARE: u32 = 4;
+
 /// What to do with a message that was looked at.
 enum Taken {
     /// It became a task, which keeps the receive buffer.
@@ -61,6 +65,13 @@ impl<P: Platform> PollGroup<P> {
         self.receive_region.messages[index as usize] =
             Message { bytes: completion.length, since: self.now };
         let entry = &mut self.channels[channel as usize];
+        if entry.receives.len() > entry.credit.available() + RECEIVES_SPARE {
+            // More messages than credits, while earlier ones wait for slots: the buffers are all
+            // channels'.
+            self.counters.credit_overruns += 1;
+            self.close_channel(channel, CloseReason::CreditOverrun);
+            return self.repost(index);
+        }
         // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
         entry.state = entry.state.on(ChannelEvent::Established);
         if entry.receives.is_empty() {
@@ -82,10 +93,11 @@ impl<P: Platform> PollGroup<P> {
             match taken {
                 Taken::Waits => return,
                 Taken::Kept | Taken::Finished => {
-                    self.channels[channel as usize]
+                    // Closing the channel has reposted what waited, this one included.
+                    let waited = self.channels[channel as usize]
                         .receives
                         .remove(&mut self.receive_region.links, index);
-                    if matches!(taken, Taken::Finished) {
+                    if waited && matches!(taken, Taken::Finished) {
                         self.repost(index);
                     }
                 }
@@ -227,6 +239,9 @@ impl<P: Platform> PollGroup<P> {
         if !channel.is_open() {
             return self.lose(index);
         }
+        if task.holds_lost_host_memory(self.host_epoch) {
+            return task.check(Sense::COMMAND_ABORTED);
+        }
         let room = channel.read_room.min(channel.data_room).min(CHAIN_MAX as u32);
         if room == 0 {
             self.counters.send_waited += 1;
@@ -282,10 +297,15 @@ impl<P: Platform> PollGroup<P> {
         if !channel.is_open() {
             return self.lose(index);
         }
+        debug_assert!(task.batch == Batch::None, "one batch at a time");
+        if task.holds_lost_host_memory(self.host_epoch) && task.moves_data_in() {
+            task.status = Status::CheckCondition;
+            task.sense = Some(Sense::COMMAND_ABORTED);
+            task.transfer_bytes = 0;
+        }
         self.chain.clear();
         let mut writes = 0;
-        let pushes = task.transfer_bytes != 0 && task.status == Status::Good && task.is_data_in();
-        if pushes && task.cursor.bytes < task.transfer_bytes {
+        if task.moves_data_in() && task.cursor.bytes < task.transfer_bytes {
             let room = channel.data_room.min(CHAIN_MAX as u32);
             if room == 0 {
                 self.counters.send_waited += 1;
@@ -320,7 +340,8 @@ impl<P: Platform> PollGroup<P> {
                 if !self.post_chain(channel_index) {
                     return self.refused(index, channel_index, writes, 0);
                 }
-                return Step::Enter(State::NeedSendRoom);
+                // Its tail brings the task back here.
+                return Step::Wait;
             }
         }
         let receive = std::mem::replace(&mut task.receive, NONE);
@@ -510,14 +531,55 @@ impl<P: Platform> PollGroup<P> {
 
     /// The queue pair refused a chain: it is closing. Nothing of the chain was queued.
     fn refused(&mut self, index: u32, channel: u32, data: u32, reads: u32) -> Step {
+        self.tasks.at_mut(index).batch = Batch::None;
         let entry = &mut self.channels[channel as usize];
         entry.data_room += data;
         entry.read_room += reads;
-        self.tasks.at_mut(index).batch = Batch::None;
+        // Marked first, so that closing the channel leaves it to this function.
+        let step = self.lose(index);
         if self.channels[channel as usize].is_open() {
             self.close_channel(channel, CloseReason::WorkRequestFailed);
         }
-        self.lose(index)
+        step
+    }
+
+    /// An ended task that nobody answers owed the last credit in play, so no response will carry it:
+    /// an SRP_CRED_REQ does (SRP 6.10), in the task's own slot and place of the send queue. Gives
+    /// whether it was posted; then the slot stays claimed until its SEND completed.
+    pub(crate) fn request_credit(&mut self, index: u32) -> bool {
+        let id = self.tasks.id_at(index);
+        let task = self.tasks.at_mut(index);
+        let channel = task.channel;
+        let entry = &mut self.channels[channel as usize];
+        if !entry.is_open() {
+            return false;
+        }
+        let Some(delta) = entry.credit.credit_request_delta() else { return false };
+        let offset = index as usize * RESPONSE_STRIDE;
+        let out = self.response_region.bytes_mut(offset, RESPONSE_STRIDE);
+        let Some(length) = iu::encode_credit_request(task.tag, delta, false, out) else {
+            return false;
+        };
+        task.batch = Batch::Response(0);
+        task.state = State::Sending;
+        self.chain.clear();
+        self.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, id.index, id.generation),
+            operation: SendOperation::Send,
+            local: Sge {
+                address: self.response_region.base() + offset as u64,
+                length: u32::try_from(length).unwrap_or(0),
+                key: self.response_region.key(),
+            },
+            signaled: true,
+        });
+        if self.post_chain(channel) {
+            return true;
+        }
+        let task = self.tasks.at_mut(index);
+        task.batch = Batch::None;
+        task.state = State::Aborting;
+        false
     }
 
     /// The task's channel is closing: it ends without an answer.
@@ -538,7 +600,10 @@ impl<P: Platform> PollGroup<P> {
         {
             to.copy_from_slice(from);
         }
-        self.tasks.at_mut(index).sense_bytes = u16::try_from(length).unwrap_or(0);
+        let task = self.tasks.at_mut(index);
+        if task.status != Status::Good {
+            task.sense_bytes = u16::try_from(length).unwrap_or(0);
+        }
     }
 }
 
