@@ -134,6 +134,9 @@ impl World {
         let channel = &mut self.channels[number];
         channel.asking_since = None;
         channel.logged_in = self.moment;
+        if self.taken_away[channel.nexus].iter().any(|until| *until >= self.now) {
+            channel.initiator.expect_silent_ends();
+        }
         let (nexus, single) = (channel.nexus, channel.single);
         if !single {
             return;
