@@ -164,7 +164,7 @@ impl Card {
             self.link.receive(message, &mut self.coordinator);
         }
         self.link.poll(&mut self.coordinator, Nanoseconds(now));
-        while let Some(message) = self.link.next() {
+        while let Some(message) = self.link.next_message() {
             wire.send_to_host(&message, now, random);
         }
         match self.link.take_closing() {

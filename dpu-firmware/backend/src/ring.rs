@@ -147,7 +147,7 @@ const CANCEL_SLOT: u32 = 1 << 31;
 /// At most this many CANCEL entries are outstanding.
 const CANCELS_MAX: u32 = 16;
 /// DMA completions reaped at once.
-const REAP_MAX: usize = 32;
+const REAP_MAX: usize = 8;
 /// Steps of both machines in one tick: more than a prompt engine needs to bring a batch and a round
 /// to their ends.
 const PASSES_MAX: usize = 16;

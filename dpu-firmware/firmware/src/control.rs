@@ -120,7 +120,7 @@ impl<P: Platform> Control<P> {
 
     /// Writes what there is to say. `Err` says why the channel is over.
     fn send(&mut self, channel: &mut Channel) -> Result<(), String> {
-        while let Some(message) = self.link.next() {
+        while let Some(message) = self.link.next_message() {
             match channel.encoder.to_bytes(&message) {
                 Ok(bytes) => channel.unsent.extend(bytes),
                 Err(error) => tracing::error!(%error, "a control message could not be sent"),
@@ -145,11 +145,10 @@ impl<P: Platform> Control<P> {
         let wake = self.wake.fd();
         let stream = channel.map_or(wake, |channel| channel.stream.as_fd());
         let listener = self.coordinator.listener().event_fd().unwrap_or(wake);
-        let mut fds = [wake, stream, listener].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: i64::try_from(CONTROL_SLEEP.as_nanos()).unwrap_or(0),
-        };
+        let mut fds =
+            [wake, stream, listener].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let timeout =
+            Timespec { tv_sec: 0, tv_nsec: i64::try_from(CONTROL_SLEEP.as_nanos()).unwrap_or(0) };
         // An interrupted sleep is a short one.
         let _ = poll(&mut fds, Some(&timeout));
         self.wake.clear();

@@ -5,7 +5,7 @@
 //! attach; the card says that they are ready and, ring by ring, what is in flight since an earlier
 //! agent; with each answer that ring runs. Configurations may come at any time after the Hello.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use lunar_offload_proto::checked;
 use lunar_offload_proto::control::{
@@ -50,6 +50,8 @@ pub struct AgentLink {
     agent_epoch: u64,
     previous_epoch: u64,
     rings: Vec<Ring>,
+    /// Nexuses that are logged in, by handle: a new agent is told of them.
+    nexuses: BTreeMap<u32, NexusEvent>,
     /// Arenas of the current offer, to name the one that is revoked.
     revoking: Option<u32>,
     statistics_request: Option<u32>,
@@ -69,6 +71,7 @@ impl AgentLink {
             agent_epoch: 0,
             previous_epoch: 0,
             rings: Vec::new(),
+            nexuses: BTreeMap::new(),
             revoking: None,
             statistics_request: None,
             heartbeats: 0,
@@ -89,7 +92,7 @@ impl AgentLink {
         coordinator.detach_rings();
     }
 
-    /// Why the channel must be closed after what is in [`Self::next`], if it must.
+    /// Why the channel must be closed after what is in [`Self::next_message`], if it must.
     pub fn take_closing(&mut self) -> Option<String> {
         self.closing.take()
     }
@@ -100,7 +103,7 @@ impl AgentLink {
     }
 
     /// The next message to send.
-    pub fn next(&mut self) -> Option<ToHost> {
+    pub fn next_message(&mut self) -> Option<ToHost> {
         self.outgoing.pop_front().map(|message| ToHost { message: Some(message) })
     }
 
@@ -300,10 +303,21 @@ impl AgentLink {
             }
             Report::Event(event) => {
                 let message = on_event(event, coordinator, now);
+                if let to_host::Message::NexusEvent(event) = &message {
+                    self.track(event);
+                }
                 if self.met {
                     self.send(message);
                 }
             }
+        }
+    }
+
+    fn track(&mut self, event: &NexusEvent) {
+        match event.kind() {
+            NexusEventKind::Login => drop(self.nexuses.insert(event.nexus, event.clone())),
+            NexusEventKind::Logout => drop(self.nexuses.remove(&event.nexus)),
+            NexusEventKind::Rejected | NexusEventKind::Unspecified => {}
         }
     }
 
@@ -320,6 +334,8 @@ impl AgentLink {
             return;
         }
         self.send(to_host::Message::RingsReady(RingsReady { copied_arenas: Vec::new() }));
+        // Entries name their nexus, and a new agent parks those of nexuses it does not know.
+        self.outgoing.extend(self.nexuses.values().cloned().map(to_host::Message::NexusEvent));
         let reconciles: Vec<Reconcile> = self
             .rings
             .iter_mut()

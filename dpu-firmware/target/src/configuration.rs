@@ -20,6 +20,10 @@ pub struct Configuration {
     pub targets: Vec<Target>,
 }
 
+/// Longest transfer of one command in bytes: the greatest class of the SGV caches. Told to
+/// initiators as MAXIMUM TRANSFER LENGTH (SBC-4, Block Limits VPD page).
+pub const TRANSFER_BYTES_MAX: u32 = 4 << 20;
+
 /// Where a logical unit's blocks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
@@ -95,6 +99,7 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         thin: unit.thin,
         physical_blocks_exponent: unit.physical_blocks_exponent,
         optimal_transfer_blocks: unit.optimal_transfer_blocks,
+        maximum_transfer_blocks: TRANSFER_BYTES_MAX / unit.block_bytes,
         tst: unit.task_set_type,
         forwards: unit.forwards,
         ..LogicalUnit::new(unit.block_bytes, unit.blocks, identity)

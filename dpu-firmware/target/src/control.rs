@@ -10,7 +10,7 @@ use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
 
-use crate::configuration::{Configuration, Unit};
+use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
 use crate::poll_group::{PollGroup, UnitShard};
@@ -39,7 +39,7 @@ impl<P: Platform> PollGroup<P> {
             ToGroup::Configure(configuration) => self.configure(configuration),
             ToGroup::CloseGate { gate, unit, cause } => self.close_gate(gate, unit, cause),
             ToGroup::OpenGate { gate, unit } => self.open_gate(gate, unit),
-            ToGroup::CompleteGate { unit, cause } => self.complete_gated(unit, cause),
+            ToGroup::CompleteGate { request } => self.complete_gated(request),
             ToGroup::AttachRing(attachment) => self.attach_ring(&attachment),
             ToGroup::DetachRing => self.detach_ring(),
             ToGroup::ResumeRing => self.resume_ring(),
@@ -80,6 +80,8 @@ impl<P: Platform> PollGroup<P> {
             self.continue_change();
         }
         self.expire_waiters();
+        // A claim gives up a bounded number of cached buffers, so a waiting one asks again.
+        self.wake_buffers();
         self.card_cache.purge(self.now);
         if let Some(cache) = self.host_cache.as_mut() {
             cache.purge(self.now);
@@ -88,6 +90,7 @@ impl<P: Platform> PollGroup<P> {
             self.continue_release();
         }
         self.check_ring_fault();
+        self.run_wakes();
     }
 
     /// Answers BUSY to commands that waited too long for an absent agent (DESIGN section 5).
@@ -149,6 +152,9 @@ impl<P: Platform> PollGroup<P> {
             for handle in std::mem::take(&mut change.drains) {
                 self.release_held(handle);
             }
+        }
+        for outcome in std::mem::take(&mut self.ahead) {
+            self.on_outcome(outcome.token, &outcome);
         }
         let fenced = change.fences.iter().any(|(unit, parity)| {
             self.units
@@ -229,6 +235,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let visible = crate::login::visible_luns(target, nexus);
         let mut inventory_changed = false;
+        let mut added = Vec::new();
         for lun in &mut nexus.luns {
             let stays = visible.iter().any(|entry| entry.lun == lun.number);
             inventory_changed |= lun.mapped && !stays;
@@ -237,7 +244,7 @@ impl<P: Platform> PollGroup<P> {
         for entry in visible {
             let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
                 inventory_changed = true;
-                nexus.luns.push(NexusLun::new(entry));
+                added.push(NexusLun::new(entry));
                 continue;
             };
             inventory_changed |= !lun.mapped;
@@ -254,12 +261,14 @@ impl<P: Platform> PollGroup<P> {
             }
             lun.read_only = entry.read_only;
         }
-        nexus.index_luns();
         if inventory_changed {
             for lun in nexus.luns.iter_mut().filter(|lun| lun.mapped) {
                 lun.attentions.establish(UnitAttention::ReportedLunsDataChanged);
             }
         }
+        // The new ones have the unit attention of a power on, which says enough.
+        nexus.luns.append(&mut added);
+        nexus.index_luns();
     }
 
     fn attach_ring(&mut self, attachment: &RingAttachment) {
@@ -342,7 +351,7 @@ impl<P: Platform> PollGroup<P> {
             data.base + attachment.data_offset,
             attachment.data_bytes,
             lunar_dma::sgv::Config {
-                class_bytes_max: self.limits.transfer_bytes_max.next_power_of_two(),
+                class_bytes_max: TRANSFER_BYTES_MAX,
                 ..lunar_dma::sgv::Config::default()
             },
         ));

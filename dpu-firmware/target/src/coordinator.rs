@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lunar_platform::{ConnectRequest, Listener, Platform};
-use lunar_srp::login::{self, LoginReject, LoginRequest};
+use lunar_srp::login::{self, LoginReject, PortId};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::configuration::Configuration;
@@ -81,6 +81,8 @@ struct Gate {
     unit: u32,
     cause: GateCause,
     origin: usize,
+    /// The originating group's name for the function.
+    request: u64,
     /// Groups that did not acknowledge yet; `None` while an earlier gate of the unit is closed.
     waiting: Option<usize>,
 }
@@ -266,7 +268,7 @@ impl<P: Platform> Coordinator<P> {
             }));
             return;
         }
-        let group = group_of(&login, self.groups.len());
+        let group = group_of(&login.initiator_port, &login.target_port, self.groups.len());
         if let Some(link) = self.groups.get_mut(group) {
             link.send(ToGroup::Login { connection, request: login, peer });
         }
@@ -281,10 +283,17 @@ impl<P: Platform> Coordinator<P> {
     fn on_message(&mut self, group: usize, message: FromGroup) {
         match message {
             FromGroup::Configured { generation } => self.on_configured(generation),
-            FromGroup::RequestGate { unit, cause } => {
+            FromGroup::RequestGate { request, unit, cause } => {
                 let name = self.next_gate;
                 self.next_gate = self.next_gate.wrapping_add(1);
-                self.gates.push_back(Gate { name, unit, cause, origin: group, waiting: None });
+                self.gates.push_back(Gate {
+                    name,
+                    unit,
+                    cause,
+                    origin: group,
+                    request,
+                    waiting: None,
+                });
                 self.start_gates();
             }
             FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
@@ -362,7 +371,7 @@ impl<P: Platform> Coordinator<P> {
         let Some(gate) = self.gates.remove(place) else { return };
         // Every group is quiet and its unit attentions are established: the function may answer.
         if let Some(origin) = self.groups.get_mut(gate.origin) {
-            origin.send(ToGroup::CompleteGate { unit: gate.unit, cause: gate.cause });
+            origin.send(ToGroup::CompleteGate { request: gate.request });
         }
         for group in &mut self.groups {
             group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
@@ -371,10 +380,12 @@ impl<P: Platform> Coordinator<P> {
     }
 }
 
-/// The group of a nexus: all its channels live on one, so the choice depends on the port
-/// identifiers alone (FNV-1a; no randomised hashing, so that a run can be repeated).
-fn group_of(request: &LoginRequest, groups: usize) -> usize {
-    let bytes = request.initiator_port.0.iter().chain(&request.target_port.0);
+/// The index of the poll group, of `groups`, that a nexus of these ports lives on. All its channels
+/// live on one, so the choice depends on the port identifiers alone (FNV-1a; no randomised hashing,
+/// so that a run can be repeated).
+#[must_use]
+pub fn group_of(initiator: &PortId, target: &PortId, groups: usize) -> usize {
+    let bytes = initiator.0.iter().chain(&target.0);
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });

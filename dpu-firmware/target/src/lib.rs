@@ -28,6 +28,6 @@ pub mod statistics;
 pub mod trace;
 
 pub use agent_link::AgentLink;
-pub use coordinator::{Coordinator, GroupLink, Report, mailbox};
+pub use coordinator::{Coordinator, GroupLink, Report, group_of, mailbox};
 pub use poll_group::{Activity, GroupLimits, GroupParts, PollGroup};
 pub use task::State;

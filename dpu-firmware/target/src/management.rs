@@ -27,6 +27,7 @@ impl<P: Platform> PollGroup<P> {
     ) {
         let wait = self.limits.drain_wait_ns;
         let now = self.now;
+        let request = self.tasks.id_at(index).to_token();
         let task = self.tasks.at_mut(index);
         task.state = State::Managing;
         let mut management = Management {
@@ -54,7 +55,7 @@ impl<P: Platform> PollGroup<P> {
             };
             if let Some(cause) = cause {
                 management.gated = true;
-                self.tell(FromGroup::RequestGate { unit, cause });
+                self.tell(FromGroup::RequestGate { request, unit, cause });
             }
         }
         let function = management.function;
@@ -239,26 +240,11 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
-    /// The gate that a function of this group asked for is open again: every group did its part.
-    pub(crate) fn complete_gated(&mut self, unit: u32, cause: GateCause) {
-        let managed = self.managements.iter().copied().find(|index| {
-            let task = self.tasks.at(*index);
-            task.unit == unit
-                && task.management.is_some_and(|management| {
-                    management.gated
-                        && match cause {
-                            GateCause::LogicalUnitReset => {
-                                management.function == TaskManagementFunction::LogicalUnitReset
-                            }
-                            GateCause::ClearTaskSet { origin } => {
-                                management.function == TaskManagementFunction::ClearTaskSet
-                                    && self.nexuses[task.nexus as usize].handle == origin
-                            }
-                        }
-                })
-        });
-        if let Some(index) = managed
-            && let Some(management) = self.tasks.at_mut(index).management.as_mut()
+    /// The gate that a function of this group asked for did its work in every group. The function may
+    /// be gone with its channel; then nobody waits.
+    pub(crate) fn complete_gated(&mut self, request: u64) {
+        if let Some(id) = self.tasks.live(request)
+            && let Some(management) = self.tasks.at_mut(id.index).management.as_mut()
         {
             management.gated = false;
             self.finish_managements();

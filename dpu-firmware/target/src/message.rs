@@ -80,10 +80,8 @@ pub enum ToGroup<P: Platform> {
     },
     /// The gate that this group asked for did its work in every group: the function may answer.
     CompleteGate {
-        /// Handle of the unit.
-        unit: u32,
-        /// Why it was closed.
-        cause: GateCause,
+        /// The group's name for the function.
+        request: u64,
     },
     /// The host's rings are there (first time, or again after an agent restart).
     AttachRing(Box<RingAttachment>),
@@ -205,6 +203,8 @@ pub enum FromGroup {
     },
     /// A task management function needs a gate over all groups.
     RequestGate {
+        /// The group's name for the function that asks; comes back when the gate did its work.
+        request: u64,
         /// Handle of the unit.
         unit: u32,
         /// Why.

@@ -5,6 +5,7 @@
 //! Here live the group's memory, its capacities and `tick`. What a task does is in `task`, what SRP
 //! does in `srp_port`, logins and the end of channels in `login`, aborts and gates in `management`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lunar_backend::null::NullBackend;
@@ -19,14 +20,14 @@ use lunar_scsi::unit::LogicalUnit;
 use rtrb::{Consumer, Producer};
 
 use crate::channel::Channel;
-use crate::configuration::{BackendKind, Configuration, Unit};
+use crate::configuration::{BackendKind, Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::fifo::{Fifo, Links};
 use crate::histogram::Histogram;
 use crate::login::PendingLogin;
 use crate::message::{Event, FromGroup, GateCause, ToGroup};
 use crate::nexus::Nexus;
 use crate::statistics::{Counters, GroupCounters, OPERATIONS, SIZE_CLASSES};
-use crate::task::{State, Task};
+use crate::task::{State, Task, Wake};
 use crate::trace::{Point, Record, Trace};
 
 /// Completions reaped in one tick (DESIGN section 4, step 1).
@@ -55,8 +56,6 @@ pub struct GroupLimits {
     pub card_arena_bytes: usize,
     /// Most SGV memory one nexus may hold in each placement, in bytes.
     pub nexus_share_bytes: u64,
-    /// Longest transfer of one command in bytes.
-    pub transfer_bytes_max: u32,
     /// How long commands wait for an absent agent before they are answered BUSY, in nanoseconds.
     pub agent_wait_ns: u64,
     /// How long a task management function, a login or a gate waits for aborted tasks before it
@@ -72,7 +71,6 @@ impl Default for GroupLimits {
             receive_bytes: 2176,
             card_arena_bytes: 64 << 20,
             nexus_share_bytes: 48 << 20,
-            transfer_bytes_max: 4 << 20,
             agent_wait_ns: 10_000_000_000,
             drain_wait_ns: 2_000_000_000,
         }
@@ -337,6 +335,10 @@ pub struct PollGroup<P: Platform> {
     pub(crate) channels: Box<[Channel]>,
     pub(crate) nexuses: Vec<Nexus>,
     pub(crate) units: Units,
+    /// Ends whose waiters were not looked at yet.
+    pub(crate) wakes: VecDeque<Wake>,
+    /// Outcomes of the host that wait for a configuration to be in force here.
+    pub(crate) ahead: Vec<lunar_backend::Outcome>,
     pub(crate) need_buffer: Fifo,
     pub(crate) need_backend: Fifo,
     /// Slots of task management functions in progress.
@@ -357,7 +359,7 @@ pub struct PollGroup<P: Platform> {
     pub(crate) inbox: Consumer<ToGroup<P>>,
     outbox: Producer<FromGroup>,
     /// Messages that must not be lost and did not fit.
-    unsent: std::collections::VecDeque<FromGroup>,
+    unsent: VecDeque<FromGroup>,
     /// Messages told, so that the owner knows when to wake the coordinator.
     told: u64,
     doorbells: Vec<QpHandle>,
@@ -413,7 +415,7 @@ impl<P: Platform> PollGroup<P> {
         let response_region = memory.claim(limits.slots as usize * RESPONSE_STRIDE)?;
         let card = memory.claim(limits.card_arena_bytes)?;
         let config = lunar_dma::sgv::Config {
-            class_bytes_max: limits.transfer_bytes_max.next_power_of_two(),
+            class_bytes_max: TRANSFER_BYTES_MAX,
             ..lunar_dma::sgv::Config::default()
         };
         let card_cache = SgvCache::new(
@@ -451,6 +453,9 @@ impl<P: Platform> PollGroup<P> {
             channels: (0..limits.channels).map(|_| Channel::vacant()).collect(),
             nexuses: Vec::new(),
             units: Units::default(),
+            // Every slot can end between two looks, and each end adds at most three entries.
+            wakes: VecDeque::with_capacity(3 * limits.slots as usize),
+            ahead: Vec::with_capacity(limits.slots as usize),
             need_buffer: Fifo::default(),
             need_backend: Fifo::default(),
             managements: Vec::with_capacity(limits.channels as usize),
@@ -464,7 +469,7 @@ impl<P: Platform> PollGroup<P> {
             changing: None,
             inbox,
             outbox,
-            unsent: std::collections::VecDeque::with_capacity(64),
+            unsent: VecDeque::with_capacity(64),
             told: 0,
             doorbells: Vec::with_capacity(limits.channels as usize),
             chain: Vec::with_capacity(CHAIN_MAX + 1),
@@ -486,14 +491,16 @@ impl<P: Platform> PollGroup<P> {
         while let Ok(message) = self.inbox.pop() {
             busy = true;
             self.on_message(message);
+            self.run_wakes();
         }
         while let Some(event) = self.hca.poll_cm() {
             busy = true;
             self.on_cm_event(event);
+            self.run_wakes();
         }
         busy |= self.reap();
         busy |= self.poll_backends();
-        if self.ends_seen || self.counters.ticks % SLOW_TICKS == 0 {
+        if self.ends_seen || self.counters.ticks.is_multiple_of(SLOW_TICKS) {
             self.slow_work();
         }
         self.ring_doorbells();
@@ -593,6 +600,7 @@ impl<P: Platform> PollGroup<P> {
                 Some(Kind::Body) => self.on_body(&completion),
                 None => self.counters.stale_completions += 1,
             }
+            self.run_wakes();
         }
         count != 0
     }
@@ -603,6 +611,7 @@ impl<P: Platform> PollGroup<P> {
         while let Some(token) = self.null.poll() {
             busy = true;
             self.on_outcome(token, &lunar_backend::Outcome::done(token));
+            self.run_wakes();
         }
         if self.ring.is_some() {
             busy |= self.poll_ring();
@@ -616,8 +625,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let mut busy = ring.tick(self.now, host);
         let mut outcomes = std::mem::take(&mut self.outcomes);
-        loop {
-            let Some(ring) = self.ring.as_mut() else { break };
+        while let Some(ring) = self.ring.as_mut() {
             let count = ring.poll(&mut outcomes);
             if count == 0 {
                 break;
@@ -625,11 +633,13 @@ impl<P: Platform> PollGroup<P> {
             busy = true;
             for outcome in outcomes.iter().take(count) {
                 self.on_outcome(outcome.token, outcome);
+                self.run_wakes();
             }
         }
         self.outcomes = outcomes;
         if busy && !self.need_backend.is_empty() {
             self.wake_backend();
+            self.run_wakes();
         }
         busy
     }

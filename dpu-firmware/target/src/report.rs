@@ -23,7 +23,7 @@ pub(crate) fn statistics(id: u32, now: Nanoseconds, groups: &[GroupStatistics]) 
     for group in groups {
         let index = u32::from(group.group);
         message.poll_groups.push(poll_group(group));
-        message.nexuses.extend(group.nexuses.iter().map(|nexus| nexus_message(nexus)));
+        message.nexuses.extend(group.nexuses.iter().map(nexus_message));
         for unit in &group.units {
             units.entry(unit.handle).or_default().add(unit);
         }

@@ -456,11 +456,8 @@ impl<P: Platform> PollGroup<P> {
             // Closing the channel ended it.
             None => {}
             Some(State::Sending) => self.over(index),
-            Some(State::Aborting) => {
-                if self.tasks.at(index).is_quiet() {
-                    self.over(index);
-                }
-            }
+            Some(State::Aborting) if self.tasks.at(index).is_quiet() => self.over(index),
+            Some(State::Aborting) => {}
             Some(State::Fetching) => {
                 let task = self.tasks.at(index);
                 let next = if task.cursor.bytes < task.transfer_bytes {

@@ -76,6 +76,17 @@ pub(crate) enum Step {
     Over,
 }
 
+/// What may go on because a task ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wake {
+    /// The dormant tasks of a task set.
+    Dormant { nexus: u32, lun: u32 },
+    /// Tasks that wait for a buffer.
+    Buffers,
+    /// Messages that wait for a slot of this channel, or its end.
+    Channel(u32),
+}
+
 /// What a task has to do, decided by the device server when it left `Blocked`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
@@ -131,6 +142,8 @@ pub(crate) struct Task {
     pub awaited: bool,
     /// The backend has its token.
     pub at_backend: bool,
+    /// The backend had it.
+    pub submitted: bool,
     /// When the initiator wants a solicited event for the response.
     pub notification: SolicitedNotification,
     pub channel: u32,
@@ -193,6 +206,7 @@ impl Task {
             silent: false,
             awaited: false,
             at_backend: false,
+            submitted: false,
             notification: SolicitedNotification::default(),
             channel: NONE,
             nexus: NONE,
@@ -312,7 +326,10 @@ impl<P: Platform> PollGroup<P> {
         let (Some(lun), Some(unit)) = (lun, self.units.get(task.unit).filter(|unit| unit.in_use))
         else {
             // No such LUN, or its unit was removed while the task was held back.
-            task.unit = NONE;
+            let unit = std::mem::replace(&mut task.unit, NONE);
+            if let Some(shard) = self.units.get_mut(unit) {
+                shard.active -= 1;
+            }
             let verdict = device_server::begin_absent(cdb);
             return self.follow(index, verdict);
         };
@@ -347,21 +364,20 @@ impl<P: Platform> PollGroup<P> {
                 };
                 let shift = unit.logical_unit.block_shift();
                 task.work = Work::Block(operation);
-                match operation {
+                let (blocks, offered_bytes) = match operation {
                     BlockOperation::Flush { .. } => return Step::Enter(State::NeedBackend),
-                    BlockOperation::Read { blocks, .. } => {
-                        task.wanted_bytes = blocks << shift;
-                        task.transfer_bytes = task.wanted_bytes.min(task.data_in.total_bytes());
-                    }
-                    BlockOperation::Write { blocks, .. } => {
-                        task.wanted_bytes = blocks << shift;
-                        task.transfer_bytes = task.wanted_bytes.min(task.data_out.total_bytes());
-                        // A part of a block cannot be written: refuse the command whole, and say by
-                        // the residual how much is missing.
-                        if task.transfer_bytes < task.wanted_bytes {
-                            return task.check(Sense::INVALID_INFORMATION_UNIT);
-                        }
-                    }
+                    BlockOperation::Read { blocks, .. } => (blocks, task.data_in.total_bytes()),
+                    BlockOperation::Write { blocks, .. } => (blocks, task.data_out.total_bytes()),
+                };
+                let Ok(wanted_bytes) = u32::try_from(u64::from(blocks) << shift) else {
+                    return task.check(Sense::INVALID_FIELD_IN_CDB);
+                };
+                task.wanted_bytes = wanted_bytes;
+                task.transfer_bytes = wanted_bytes.min(offered_bytes);
+                // A part of a block cannot be written: refuse the command whole, and say by the
+                // residual how much is missing.
+                if task.transfer_bytes < wanted_bytes && task.is_data_out() {
+                    return task.check(Sense::INVALID_INFORMATION_UNIT);
                 }
                 Step::Enter(State::NeedBuffer)
             }
@@ -515,6 +531,7 @@ impl<P: Platform> PollGroup<P> {
         }
         let task = self.tasks.at_mut(index);
         task.at_backend = true;
+        task.submitted = true;
         if let Some(unit) = self.units.get_mut(task.unit) {
             unit.at_backend[parity] += 1;
         }
@@ -536,6 +553,11 @@ impl<P: Platform> PollGroup<P> {
             self.counters.stale_completions += 1;
             return;
         };
+        if outcome.required_generation > self.configuration.generation {
+            // The initiator must not hear of it before this group is under that configuration.
+            self.ahead.push(*outcome);
+            return;
+        }
         let index = id.index;
         let task = self.tasks.at_mut(index);
         if !task.at_backend {
@@ -591,6 +613,7 @@ impl<P: Platform> PollGroup<P> {
         let is_command = task.management.is_none();
         let buffer = task.buffer.take();
         let host_epoch = task.host_epoch;
+        let fetched = task.is_data_out() && task.cursor.bytes != 0 && !task.submitted;
         task.membership = Membership::Outside;
         task.receive = NONE;
         if let Some(buffer) = buffer {
@@ -600,6 +623,11 @@ impl<P: Platform> PollGroup<P> {
                     self.card_cache.release(buffer, &mut nexus.card_share, self.now);
                 }
                 (Placement::HostDram, Some(cache)) if host_epoch == self.host_epoch => {
+                    // Data-out that was fetched and never submitted must not land in the buffer's
+                    // next life: the next batch of the ring flushes it out of the way.
+                    if fetched && let Some(ring) = self.ring.as_mut() {
+                        ring.flush_before_publish();
+                    }
                     cache.release(buffer, &mut nexus.host_share, self.now);
                 }
                 // Its arena is gone, and its cache and every share of it with it.
@@ -623,9 +651,28 @@ impl<P: Platform> PollGroup<P> {
         }
         self.ends_seen |= awaited;
         self.leave_task_set(nexus, lun, membership, attribute);
-        self.wake_buffers();
-        self.wake_receives(channel);
-        self.settle_channel(channel);
+        let entry = &self.channels[channel as usize];
+        if !entry.receives.is_empty() || !entry.is_open() {
+            self.wakes.push_back(Wake::Channel(channel));
+        }
+        if !self.need_buffer.is_empty() {
+            self.wakes.push_back(Wake::Buffers);
+        }
+    }
+
+    /// Lets go on what the ends since the last call made room for. Called between events and not
+    /// from within them, so that one end cannot nest into another however many tasks wait.
+    pub(crate) fn run_wakes(&mut self) {
+        while let Some(wake) = self.wakes.pop_front() {
+            match wake {
+                Wake::Dormant { nexus, lun } => self.wake_dormant(nexus, lun),
+                Wake::Buffers => self.wake_buffers(),
+                Wake::Channel(channel) => {
+                    self.wake_receives(channel);
+                    self.settle_channel(channel);
+                }
+            }
+        }
     }
 
     /// Takes a task out of its task set and enables what it held back.
@@ -643,7 +690,7 @@ impl<P: Platform> PollGroup<P> {
             Membership::Dormant => entry.set.withdrawn(attribute),
         }
         if !entry.dormant.is_empty() {
-            self.wake_dormant(nexus, lun);
+            self.wakes.push_back(Wake::Dormant { nexus, lun });
         }
     }
 
@@ -665,7 +712,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Gives buffers to the tasks that wait for one, oldest first.
-    fn wake_buffers(&mut self) {
+    pub(crate) fn wake_buffers(&mut self) {
         while let Some(head) = self.need_buffer.head() {
             let Some(step) = self.try_claim_buffer(head) else { return };
             self.need_buffer.pop(&mut self.links);

@@ -1,0 +1,239 @@
+//! Commands through the whole card, by clause: SAM-6 task sets and unit attentions, SRP residuals,
+//! data phases with direct and indirect descriptors.
+
+use lunar_initiator::cdbs::{self, Transfer, read10, write10};
+use lunar_initiator::{Command, Data, Event, Shape};
+use lunar_scenario::{HARDWARE, Lab, configuration, small_limits, submit, submit_with};
+use lunar_scsi::lun;
+use lunar_scsi::task_set::TaskAttribute;
+use lunar_srp::iu::Residual;
+
+/// ASC and ASCQ of fixed format sense data.
+fn asc(sense: &Option<Box<[u8]>>) -> (u8, u8) {
+    let sense = sense.as_ref().expect("sense data");
+    (sense[12], sense[13])
+}
+
+#[test]
+fn sam_5_14_a_new_nexus_reports_power_on_once_per_lun() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 2, &small_limits());
+        let mut initiator = lab.initiator(1, |_| {});
+        initiator.login().expect("idle");
+        lab.run(&mut initiator, |event| matches!(event, Event::LoggedIn { .. }));
+        // INQUIRY neither reports nor clears it.
+        let inquiry = Data::In { offset: 0, bytes: 96 };
+        let tag = submit_with(&mut initiator, 0, &cdbs::inquiry(None, 96), inquiry);
+        assert_eq!(lab.response(&mut initiator, tag).0, 0);
+        assert_eq!(&initiator.data(8..13), b"LUNAR");
+        for lun in [0, 1] {
+            let tag = submit(&mut initiator, lun, &cdbs::test_unit_ready());
+            let (status, sense) = lab.response(&mut initiator, tag);
+            assert_eq!((status, asc(&sense)), (2, (0x29, 0x01)));
+            let tag = submit(&mut initiator, lun, &cdbs::test_unit_ready());
+            assert_eq!(lab.response(&mut initiator, tag).0, 0);
+        }
+        assert_eq!(initiator.violation_count(), 0);
+    }
+}
+
+#[test]
+fn spc_6_33_report_luns_lists_what_the_target_maps_and_an_absent_lun_is_not_supported() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        let data = Data::In { offset: 0, bytes: 64 };
+        let tag = submit_with(&mut initiator, 0, &cdbs::report_luns(0, 64), data);
+        assert_eq!(lab.response(&mut initiator, tag).0, 0);
+        assert_eq!(initiator.data(0..4), [0, 0, 0, 16]);
+        assert_eq!(initiator.data(16..18), [0, 1]);
+        let tag = submit(&mut initiator, 7, &cdbs::test_unit_ready());
+        let (status, sense) = lab.response(&mut initiator, tag);
+        assert_eq!((status, asc(&sense)), (2, (0x25, 0x00)));
+    }
+}
+
+#[test]
+fn sbc_reads_and_writes_move_with_every_shape_of_descriptor_and_residuals_are_told() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        for shape in [
+            Shape::Direct,
+            Shape::Indirect { pieces: 3 },
+            Shape::Indirect { pieces: 40 },
+            Shape::Indirect { pieces: 100 },
+        ] {
+            for (cdb, data) in [
+                (read10(Transfer::new(0, 256)), Data::In { offset: 0, bytes: 131_072 }),
+                (write10(Transfer::new(0, 256)), Data::Out { offset: 0, bytes: 131_072 }),
+            ] {
+                let command = Command { shape, ..Command::new(lun::encode(0), &cdb, data) };
+                let tag = initiator.submit(&command).expect("room");
+                assert_eq!(lab.response(&mut initiator, tag).0, 0, "{shape:?}");
+            }
+        }
+        // The initiator's buffer is longer than the command: DIUNDER.
+        let tag = submit_with(
+            &mut initiator,
+            0,
+            &read10(Transfer::new(0, 8)),
+            Data::In { offset: 0, bytes: 5000 },
+        );
+        let events = lab.run(&mut initiator, |e| matches!(e, Event::Response { .. }));
+        let Some(Event::Response { tag: answered, status, data_in_residual, .. }) = events.last()
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*answered, *status), (tag, 0));
+        assert_eq!(*data_in_residual, Residual::Under(904));
+        // It is shorter: what fits moves, and DIOVER says the rest.
+        submit_with(
+            &mut initiator,
+            0,
+            &read10(Transfer::new(0, 8)),
+            Data::In { offset: 0, bytes: 1000 },
+        );
+        let events = lab.run(&mut initiator, |e| matches!(e, Event::Response { .. }));
+        let Some(Event::Response { status, data_in_residual, .. }) = events.last() else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*status, *data_in_residual), (0, Residual::Over(3096)));
+        // A write with too little data is refused whole.
+        submit_with(
+            &mut initiator,
+            0,
+            &write10(Transfer::new(0, 8)),
+            Data::Out { offset: 0, bytes: 1000 },
+        );
+        let events = lab.run(&mut initiator, |e| matches!(e, Event::Response { .. }));
+        let Some(Event::Response { status, data_out_residual, .. }) = events.last() else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*status, *data_out_residual), (2, Residual::Over(3096)));
+        assert_eq!(initiator.violation_count(), 0);
+        lab.steps(50);
+        assert_eq!(lab.tasks(), 0);
+    }
+}
+
+#[test]
+fn sbc_a_read_only_lun_refuses_writes_with_write_protected() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        let data = Data::Out { offset: 0, bytes: 512 };
+        let tag = submit_with(&mut initiator, 1, &write10(Transfer::new(0, 1)), data);
+        let (status, sense) = lab.response(&mut initiator, tag);
+        assert_eq!((status, asc(&sense)), (2, (0x27, 0x00)));
+    }
+}
+
+#[test]
+fn sam_8_ordered_waits_for_older_and_holds_newer_and_head_of_queue_overtakes() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        let cdb = read10(Transfer::new(0, 64));
+        let mut submitted = Vec::new();
+        for attribute in [
+            TaskAttribute::Simple,
+            TaskAttribute::Ordered,
+            TaskAttribute::Simple,
+            TaskAttribute::Ordered,
+            TaskAttribute::Simple,
+        ] {
+            let data = Data::In { offset: 0, bytes: 32_768 };
+            let command = Command { attribute, ..Command::new(lun::encode(0), &cdb, data) };
+            submitted.push(initiator.submit(&command).expect("room"));
+        }
+        let mut answered = Vec::new();
+        while answered.len() < submitted.len() {
+            let events = lab.run(&mut initiator, |e| matches!(e, Event::Response { .. }));
+            assert!(!events.is_empty(), "{answered:?}");
+            for event in events {
+                if let Event::Response { tag, status, .. } = event {
+                    assert_eq!(status, 0);
+                    answered.push(tag);
+                }
+            }
+        }
+        // Every second one is ORDERED, so nothing may overtake anything.
+        assert_eq!(answered, submitted);
+    }
+}
+
+#[test]
+fn sam_7_abort_task_set_ends_everything_before_it_answers_and_credits_come_back() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        for round in 0..20_u32 {
+            let cdb = write10(Transfer::new(0, 64));
+            for _ in 0..20 {
+                let data = Data::Out { offset: 0, bytes: 32_768 };
+                submit_with(&mut initiator, 0, &cdb, data);
+            }
+            initiator.flush();
+            lab.steps(round as usize);
+            let function = lunar_scsi::task_set::TaskManagementFunction::AbortTaskSet;
+            initiator.task_management(function, lun::encode(0), None).expect("room");
+            let events =
+                lab.run(&mut initiator, |e| matches!(e, Event::TaskManagementResponse { .. }));
+            assert!(
+                matches!(events.last(), Some(Event::TaskManagementResponse { code: 0, .. })),
+                "{events:?}"
+            );
+            lab.steps(100);
+            assert_eq!(lab.tasks(), 0);
+        }
+        // Every silently ended command's credit was paid back: the whole limit is there again.
+        assert_eq!(initiator.available(), 32);
+        assert_eq!(initiator.violation_count(), 0);
+    }
+}
+
+#[test]
+fn sam_7_7_logical_unit_reset_gives_every_nexus_on_every_poll_group_a_unit_attention() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 2, &small_limits());
+        let mut initiators: Vec<_> = (1..=4).map(|name| lab.logged_in(name)).collect();
+        let function = lunar_scsi::task_set::TaskManagementFunction::LogicalUnitReset;
+        initiators[0].task_management(function, lun::encode(0), None).expect("room");
+        let events =
+            lab.run(&mut initiators[0], |e| matches!(e, Event::TaskManagementResponse { .. }));
+        assert!(
+            matches!(events.last(), Some(Event::TaskManagementResponse { code: 0, .. })),
+            "{events:?}"
+        );
+        for initiator in &mut initiators {
+            let tag = submit(initiator, 0, &cdbs::test_unit_ready());
+            let (status, sense) = lab.response(initiator, tag);
+            assert_eq!((status, asc(&sense)), (2, (0x29, 0x03)));
+            // The other unit was not touched.
+            let tag = submit(initiator, 1, &cdbs::test_unit_ready());
+            assert_eq!(lab.response(initiator, tag).0, 0);
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_adds_a_lun_tells_it_by_a_unit_attention_and_touches_nothing_else() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 2, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        let mut changed = configuration(2);
+        changed.units.push(lunar_scenario::null_unit(3, 64));
+        let lun = lunar_target::configuration::Lun { lun: 300, unit: 3, read_only: false };
+        changed.targets[0].default_luns.push(lun);
+        lab.configure(changed);
+        let tag = submit(&mut initiator, 0, &cdbs::test_unit_ready());
+        let (status, sense) = lab.response(&mut initiator, tag);
+        assert_eq!((status, asc(&sense)), (2, (0x3f, 0x0e)));
+        let tag = submit(&mut initiator, 300, &cdbs::test_unit_ready());
+        assert_eq!(lab.response(&mut initiator, tag).0, 2, "its own power on");
+        let tag = submit(&mut initiator, 300, &cdbs::test_unit_ready());
+        assert_eq!(lab.response(&mut initiator, tag).0, 0);
+        assert_eq!(lab.groups.iter().map(|g| g.counters().disconnects).sum::<u64>(), 0);
+    }
+}
