@@ -321,7 +321,7 @@ impl<P: Platform> PollGroup<P> {
                 if !self.post_chain(channel_index) {
                     return self.refused(index, channel_index, writes, 0);
                 }
-                return Step::Enter(State::NeedSendRoom);
+                return Step::Wait;
             }
         }
         let receive = std::mem::replace(&mut task.receive, NONE);
@@ -514,11 +514,15 @@ impl<P: Platform> PollGroup<P> {
         let entry = &mut self.channels[channel as usize];
         entry.data_room += data;
         entry.read_room += reads;
-        self.tasks.at_mut(index).batch = Batch::None;
+        let task = self.tasks.at_mut(index);
+        task.batch = Batch::None;
+        // Marked before the channel closes, which would end it with the channel's other tasks.
+        let step = self.lose(index);
+        self.tasks.at_mut(index).state = State::Aborting;
         if self.channels[channel as usize].is_open() {
             self.close_channel(channel, CloseReason::WorkRequestFailed);
         }
-        self.lose(index)
+        step
     }
 
     /// The task's channel is closing: it ends without an answer.
