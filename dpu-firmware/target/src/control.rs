@@ -371,6 +371,10 @@ impl<P: Platform> PollGroup<P> {
         match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
             Ok(mut ring) => {
                 ring.detach();
+                #[cfg(feature = "mutants")]
+                if crate::mutant::is(crate::mutant::Mutant::NoFlush) {
+                    ring.set_mutation(lunar_backend::ring::Mutation::FlushSkipped);
+                }
                 self.ring = Some(ring);
             }
             Err((dma, error)) => {

@@ -222,10 +222,10 @@ impl<P: Platform> PollGroup<P> {
         {
             shard.gate = None;
             self.gates_closed -= 1;
+            self.admit_held(unit);
             if mutant::is(Mutant::UnitAttentionAfterGood) {
                 self.establish(unit, closed.cause);
             }
-            self.admit_held(unit);
         }
     }
 

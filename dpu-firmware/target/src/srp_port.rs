@@ -19,6 +19,7 @@ use lunar_srp::iu::{self, IuError, Request, Residual, Response};
 use crate::channel::MANAGEMENT_RESERVE;
 use crate::fifo::NONE;
 use crate::message::CloseReason;
+use crate::mutant::{self, Mutant};
 use crate::poll_group::{
     CHAIN_MAX, Kind, Message, PollGroup, RESPONSE_STRIDE, data_request, wr_id,
 };
@@ -294,7 +295,7 @@ impl<P: Platform> PollGroup<P> {
         let task = self.tasks.at_mut(index);
         let channel_index = task.channel;
         let channel = &mut self.channels[channel_index as usize];
-        if !channel.is_open() {
+        if !channel.is_open() || (task.silent && mutant::is(Mutant::LateWriteAfterAbort)) {
             return self.lose(index);
         }
         debug_assert!(task.batch == Batch::None, "one batch at a time");

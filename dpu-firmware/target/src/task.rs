@@ -838,7 +838,13 @@ impl<P: Platform> PollGroup<P> {
             State::NeedSendRoom => {
                 self.channels[channel].need_send.remove(&mut self.links, index);
             }
-            State::Fetching => {}
+            State::Fetching => {
+                let open = self.channels[channel].is_open();
+                if open && crate::mutant::is(crate::mutant::Mutant::LateWriteAfterAbort) {
+                    (task.silent, task.awaited) = (true, false);
+                    return;
+                }
+            }
             State::AtBackend => {
                 let token = self.tasks.id_at(index).to_token();
                 let on_ring =
