@@ -1,7 +1,7 @@
 //! Statements to a tree: what the words of `scst.conf` mean, and every rule a configuration has to keep. All mistakes
 //! are reported, the first twenty with their places; with one of them there is no tree.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::attributes::{
     DEVICE_ATTRIBUTES, Refusal, TARGET_ATTRIBUTES, device_attribute_names, flag, number,
@@ -147,7 +147,7 @@ impl Reader<'_> {
             return;
         }
         let mut device = Device::new(handler);
-        let mut places: HashMap<&'static str, Place> = HashMap::new();
+        let mut places: BTreeMap<&'static str, Place> = BTreeMap::new();
         for inner in statement.block.iter().flatten() {
             self.device_attribute(&mut device, &name.text, inner, &mut places);
         }
@@ -160,7 +160,7 @@ impl Reader<'_> {
         device: &mut Device,
         device_name: &str,
         statement: &Statement,
-        places: &mut HashMap<&'static str, Place>,
+        places: &mut BTreeMap<&'static str, Place>,
     ) {
         let keyword = &statement.keyword;
         let handler = device.handler;
@@ -191,7 +191,7 @@ impl Reader<'_> {
     }
 
     /// The rules that need more than one attribute.
-    fn check_device(&mut self, device: &Device, name: &Word, places: &HashMap<&str, Place>) {
+    fn check_device(&mut self, device: &Device, name: &Word, places: &BTreeMap<&str, Place>) {
         let place = |attribute: &str| places.get(attribute).copied().unwrap_or(name.place);
         if device.handler.has_file() && !places.contains_key("filename") {
             self.mistakes.error(
@@ -254,7 +254,7 @@ impl Reader<'_> {
             self.twice(name, "TARGET_DRIVER", "put its targets into one block");
         }
         let mut targets = BTreeMap::new();
-        let mut port_ids: HashMap<u16, String> = HashMap::new();
+        let mut port_ids: BTreeMap<u16, String> = BTreeMap::new();
         for inner in statement.block.iter().flatten() {
             match inner.keyword.text.as_str() {
                 "TARGET" => self.target(inner, &mut targets, &mut port_ids),
@@ -272,7 +272,7 @@ impl Reader<'_> {
         &mut self,
         statement: &Statement,
         targets: &mut BTreeMap<String, Target>,
-        port_ids: &mut HashMap<u16, String>,
+        port_ids: &mut BTreeMap<u16, String>,
     ) {
         let Some(name) = self.one_name(statement, "TARGET fe80:...:f34b {") else { return };
         // The attributes of a target driver's directory in the management tree.
@@ -285,7 +285,7 @@ impl Reader<'_> {
         }
         let mut target = Target::default();
         let mut once = Once::default();
-        let mut group_of: HashMap<String, String> = HashMap::new();
+        let mut group_of: BTreeMap<String, String> = BTreeMap::new();
         for inner in statement.block.iter().flatten() {
             match inner.keyword.text.as_str() {
                 "LUN" => self.lun(inner, &mut target.luns),
@@ -310,7 +310,7 @@ impl Reader<'_> {
         target_name: &str,
         statement: &Statement,
         once: &mut Once,
-        port_ids: &mut HashMap<u16, String>,
+        port_ids: &mut BTreeMap<u16, String>,
     ) {
         let keyword = &statement.keyword;
         let Some(known) = TARGET_ATTRIBUTES.iter().find(|known| known.name == keyword.text) else {
@@ -344,7 +344,7 @@ impl Reader<'_> {
         &mut self,
         statement: &Statement,
         groups: &mut BTreeMap<String, Group>,
-        group_of: &mut HashMap<String, String>,
+        group_of: &mut BTreeMap<String, String>,
     ) {
         let Some(name) = self.one_name(statement, "GROUP hosts {") else { return };
         self.check_name(name, "group", &["mgmt"]);
@@ -559,7 +559,7 @@ impl Reader<'_> {
 
 /// What has been seen on one level.
 #[derive(Default)]
-struct Once(HashSet<(String, String)>);
+struct Once(BTreeSet<(String, String)>);
 
 impl Once {
     fn first(&mut self, kind: &str, name: &str) -> bool {
