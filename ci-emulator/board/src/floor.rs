@@ -128,14 +128,12 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Windows of a measurement. The best counts: whatever else the machine does only lowers them.
-const WINDOWS: u32 = 3;
-
-/// Measures the floor in windows of `duration`: commands a second of the best one.
+/// Measures the floor in so many windows of `duration`: commands a second of the best one, because
+/// whatever else the machine does only lowers them.
 ///
 /// # Errors
 /// When the serving half cannot be started or ends.
-pub fn measure(duration: Duration) -> anyhow::Result<f64> {
+pub fn measure(duration: Duration, windows: u32) -> anyhow::Result<f64> {
     let plan = Plan::for_this_machine(1);
     let rings = Segment::memfd("lunar-floor-rings", RINGS_BYTES)?;
     let memory = Segment::memfd("lunar-floor-memory", DATA_BYTES)?;
@@ -157,7 +155,7 @@ pub fn measure(duration: Duration) -> anyhow::Result<f64> {
     let mut server = Piece::start(Role::Floor, &arguments, false)?;
     // On a thread of its own, so that the pin ends with it.
     let iops = std::thread::scope(|scope| {
-        let client = scope.spawn(|| drive(&rings, duration, plan.initiator, &mut server));
+        let client = scope.spawn(|| drive(&rings, duration, windows, plan.initiator, &mut server));
         client.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the floor's client panicked")))
     })?;
     server.end()?;
@@ -167,6 +165,7 @@ pub fn measure(duration: Duration) -> anyhow::Result<f64> {
 fn drive(
     rings: &Segment,
     duration: Duration,
+    windows_wanted: u32,
     core: Option<usize>,
     server: &mut Piece,
 ) -> anyhow::Result<f64> {
@@ -212,7 +211,7 @@ fn drive(
         if windows > 0 {
             best = best.max((done - before) as f64 / elapsed.as_secs_f64());
         }
-        if windows == WINDOWS {
+        if windows >= windows_wanted {
             message[..8].copy_from_slice(&END.to_le_bytes());
             requests.send(&message).context("the ring of requests")?;
             return Ok(best);
