@@ -56,7 +56,7 @@ impl Image {
             .set_len(FILE_SYSTEM_BYTES + SCRATCH_BYTES)
             .with_context(|| format!("{} cannot be made longer", path.display()))?;
         let free = Some(Range { offset: FILE_SYSTEM_BYTES, bytes: SCRATCH_BYTES });
-        let (sha256, bytes) = hash(&path)?;
+        let (sha256, bytes) = hash(&path, u64::MAX)?;
         Ok(Self { path, description, free, made: true, sha256, bytes })
     }
 
@@ -68,7 +68,7 @@ impl Image {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         let path = path.canonicalize().with_context(|| format!("--image {shown}"))?;
-        let (sha256, bytes) = hash(&path).with_context(|| format!("--image {shown}"))?;
+        let (sha256, bytes) = hash(&path, u64::MAX).with_context(|| format!("--image {shown}"))?;
         ensure!(
             bytes > 0 && bytes.is_multiple_of(512),
             "--image {shown}: {bytes} bytes are not a whole number of 512-byte blocks"
@@ -146,13 +146,13 @@ impl Drop for Restorer {
     }
 }
 
-/// SHA-256 and length of a file.
+/// SHA-256 of the first `bytes_max` bytes of a file, and how many there were.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn hash(path: &Path) -> anyhow::Result<(String, u64)> {
-    let mut file =
-        File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+pub fn hash(path: &Path, bytes_max: u64) -> anyhow::Result<(String, u64)> {
+    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut file = file.take(bytes_max);
     let mut digest = Sha256::new();
     let mut piece = vec![0; 1 << 20];
     let mut bytes = 0;
@@ -255,6 +255,6 @@ mod tests {
         file.write_all_at(&[7], range.offset + 5000).unwrap();
         assert_eq!(image.difference(range, Content::Zeros).unwrap(), Some(range.offset + 5000));
         drop(restorer);
-        assert_eq!(hash(&path).unwrap().0, image.sha256);
+        assert_eq!(hash(&path, u64::MAX).unwrap().0, image.sha256);
     }
 }

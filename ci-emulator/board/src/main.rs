@@ -67,7 +67,7 @@ fn finish(name: &str, result: anyhow::Result<()>) -> ExitCode {
 }
 
 fn floor(seconds: f64) -> anyhow::Result<()> {
-    let iops = lunar_board::floor::measure(Duration::try_from_secs_f64(seconds)?)?;
+    let iops = lunar_board::floor::measure(Duration::try_from_secs_f64(seconds)?, 3)?;
     println!(
         "floor: {} transfers of 4 KiB a second at depth {}",
         thousands(iops),
