@@ -195,7 +195,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn admit(&mut self, index: u32) {
         let task = self.tasks.at_mut(index);
         if let Some(unit) = self.units.get_mut(task.unit) {

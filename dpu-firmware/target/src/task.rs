@@ -476,6 +476,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// `None` when the arena is exhausted for now.
+    #[inline(always)]
     pub(crate) fn try_claim_buffer(&mut self, index: u32) -> Option<Step> {
         let task = self.tasks.at_mut(index);
         let nexus = &mut self.nexuses[task.nexus as usize];
@@ -604,7 +605,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// The backend's answer: status and sense, then on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn on_outcome(&mut self, token: u64, outcome: &lunar_backend::Outcome) {
         let Some(id) = self.tasks.live(token) else {
             self.counters.stale_completions += 1;
