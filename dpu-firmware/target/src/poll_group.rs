@@ -277,10 +277,12 @@ impl TaskTable {
         self.0.get(id).map(|_| id)
     }
 
+    #[inline]
     pub(crate) fn claim(&mut self) -> Option<SlotId> {
         self.0.claim()
     }
 
+    #[inline]
     pub(crate) fn release(&mut self, id: SlotId) {
         self.0.release(id);
     }
@@ -739,6 +741,7 @@ impl<P: Platform> PollGroup<P> {
 }
 
 /// An RDMA request of a data phase.
-pub(crate) fn data_request(operation: SendOperation, local: Sge) -> SendRequest {
-    SendRequest { id: WorkRequestId(0), operation, local, signaled: false }
+#[inline]
+pub(crate) fn data_request(id: WorkRequestId, operation: SendOperation, local: Sge) -> SendRequest {
+    SendRequest { id, operation, local, signaled: false }
 }

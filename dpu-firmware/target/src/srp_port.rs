@@ -6,7 +6,7 @@
 
 use lunar_platform::{
     CompletionStatus, Platform, Region, RemoteAddress, SendOperation, SendRequest, Sge,
-    WorkCompletion,
+    WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
@@ -18,13 +18,14 @@ use lunar_srp::iu::{self, IuError, Request, Residual, Response};
 
 use crate::channel::MANAGEMENT_RESERVE;
 use crate::fifo::NONE;
+use crate::histogram::Histogram;
 use crate::message::CloseReason;
 use crate::mutant::{self, Mutant};
 use crate::poll_group::{
     CHAIN_MAX, Kind, Message, PollGroup, RESPONSE_STRIDE, data_request, wr_id,
 };
 use crate::statistics::{OperationKind, size_class};
-use crate::task::{Batch, Cursor, Membership, State, Step, Task};
+use crate::task::{Batch, Cursor, Membership, State, Step};
 use crate::trace::Point;
 
 /// Where the CDB starts in an SRP_CMD (SRP 6.8); additional CDB bytes follow its 16.
@@ -110,13 +111,16 @@ impl<P: Platform> PollGroup<P> {
     fn take_message(&mut self, channel: u32, index: u32) -> Taken {
         let Message { bytes, since } = self.receive_region.messages[index as usize];
         let entry = &mut self.channels[channel as usize];
+        let parsed;
+        // Looked at where it was parsed to: it is long, and each copy would cost as much as the parsing.
         let request = if bytes > entry.it_iu_bytes_max {
             Err(None)
         } else {
-            iu::parse(self.receive_region.iu(index, bytes)).map_err(Some)
+            parsed = iu::parse(self.receive_region.iu(index, bytes));
+            parsed.as_ref().map_err(Some)
         };
         // One slot is kept for task management, whatever the commands do.
-        let room = match &request {
+        let room = match request {
             Ok(Request::TaskManagement(_)) => entry.slots_max,
             Ok(Request::Command(_)) | Err(Some(IuError::Command { .. })) => {
                 entry.slots_max - MANAGEMENT_RESERVE
@@ -126,7 +130,7 @@ impl<P: Platform> PollGroup<P> {
         if entry.slots >= room {
             return Taken::Waits;
         }
-        let (tag, lun, attribute, solicited) = match &request {
+        let (tag, lun, attribute, solicited) = match request {
             Ok(Request::Command(command)) => {
                 (command.tag, command.lun, command.attribute, command.solicited)
             }
@@ -168,18 +172,16 @@ impl<P: Platform> PollGroup<P> {
         let unit =
             place.and_then(|place| nexus.luns.get(place as usize)).map_or(NONE, |lun| lun.unit);
         let task = self.tasks.at_mut(id.index);
-        *task = Task {
-            channel,
-            nexus: nexus_index,
-            lun: place.unwrap_or(NONE),
-            unit,
-            tag,
-            attribute,
-            notification: solicited,
-            receive: index,
-            started: since,
-            ..Task::vacant()
-        };
+        task.renew();
+        task.channel = channel;
+        task.nexus = nexus_index;
+        task.lun = place.unwrap_or(NONE);
+        task.unit = unit;
+        task.tag = tag;
+        task.attribute = attribute;
+        task.notification = solicited;
+        task.receive = index;
+        task.started = since;
         match request {
             Ok(Request::Command(command)) => {
                 task.cdb_bytes = u16::try_from(command.cdb.len()).unwrap_or(0);
@@ -206,6 +208,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
+    #[inline(always)]
     pub(crate) fn admit(&mut self, index: u32) {
         let task = self.tasks.at_mut(index);
         if let Some(unit) = self.units.get_mut(task.unit) {
@@ -261,12 +264,10 @@ impl<P: Platform> PollGroup<P> {
             task.transfer_bytes,
             room,
             local,
+            wr_id(Kind::Body, id.index, id.generation),
             SendOperation::RdmaRead,
         );
         let count = self.chain.len() as u32;
-        for request in &mut self.chain {
-            request.id = wr_id(Kind::Body, id.index, id.generation);
-        }
         if let Some(last) = self.chain.last_mut() {
             last.signaled = true;
             last.id = wr_id(Kind::Tail, id.index, id.generation);
@@ -324,12 +325,10 @@ impl<P: Platform> PollGroup<P> {
                 task.transfer_bytes,
                 room,
                 local,
+                wr_id(Kind::Body, id.index, id.generation),
                 SendOperation::RdmaWrite,
             );
             writes = self.chain.len() as u32;
-            for request in &mut self.chain {
-                request.id = wr_id(Kind::Body, id.index, id.generation);
-            }
             channel.data_room -= writes;
             if task.cursor.bytes < task.transfer_bytes && writes != 0 {
                 // More than one batch: this one reports its end, and the next follows then.
@@ -370,11 +369,12 @@ impl<P: Platform> PollGroup<P> {
     fn encode_response(&mut self, index: u32) -> Sge {
         let task = self.tasks.at_mut(index);
         let delta = self.channels[task.channel as usize].credit.response_delta();
-        let mut sense = [0; iu::SENSE_BYTES_MAX];
+        let mut encoded;
         let sense = match (task.status, task.sense.as_ref()) {
             (Status::CheckCondition, Some(code)) => {
-                let length = code.encode(false, &mut sense);
-                sense.get(..length).unwrap_or(&[])
+                encoded = [0; iu::SENSE_BYTES_MAX];
+                let length = code.encode(false, &mut encoded);
+                encoded.get(..length).unwrap_or(&[])
             }
             (_, _) if task.sense_bytes != 0 => {
                 let kept = &self.forwarded_sense[..];
@@ -440,10 +440,11 @@ impl<P: Platform> PollGroup<P> {
             }
         };
         count(&mut entry.counters);
-        entry.latency[kind as usize].record(latency);
+        let bucket = Histogram::bucket(latency);
+        entry.latency[kind as usize].count(bucket);
         if let Some(unit) = self.units.get_mut(unit) {
             count(&mut unit.counters);
-            unit.latency[kind as usize][size_class(bytes)].record(latency);
+            unit.latency[kind as usize][size_class(bytes)].count(bucket);
         }
         self.leave_task_set(nexus, lun, membership, attribute);
     }
@@ -456,6 +457,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let index = id.index;
         let task = self.tasks.at_mut(index);
+        let mut state = Some(task.state);
         let batch = std::mem::take(&mut task.batch);
         let channel_index = task.channel;
         let channel = &mut self.channels[channel_index as usize];
@@ -473,8 +475,9 @@ impl<P: Platform> PollGroup<P> {
         channel.data_room += room;
         if completion.status != CompletionStatus::Success {
             self.close_channel(channel_index, CloseReason::WorkRequestFailed);
+            state = self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state);
         }
-        match self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state) {
+        match state {
             // Closing the channel ended it.
             None => {}
             Some(State::Sending) => self.over(index),
@@ -610,8 +613,33 @@ impl<P: Platform> PollGroup<P> {
 
 /// Appends RDMA requests for what `cursor` leaves of `buffer`, at most `room` of them and at most
 /// `transfer_bytes` in all; gives the cursor after them.
-#[allow(clippy::too_many_arguments)] // One loop for both directions; a struct would only rename them.
+#[allow(clippy::too_many_arguments)] // One way for both directions; a struct would only rename them.
+#[inline]
 fn chain_data(
+    chain: &mut Vec<SendRequest>,
+    buffer: &DataBuffer,
+    iu: &[u8],
+    cursor: Cursor,
+    transfer_bytes: u32,
+    room: u32,
+    local: Sge,
+    id: WorkRequestId,
+    operation: fn(RemoteAddress) -> SendOperation,
+) -> Cursor {
+    // Nearly every command has one range, which is one request: `total_bytes` bounds the transfer.
+    if let (DataBuffer::Direct(descriptor), 0) = (buffer, cursor.descriptors) {
+        let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
+        let length = descriptor.length.min(transfer_bytes);
+        chain.push(data_request(id, operation(remote), Sge { length, ..local }));
+        return Cursor { descriptors: 1, bytes: length };
+    }
+    chain_list(chain, buffer, iu, cursor, transfer_bytes, room, local, id, operation)
+}
+
+/// [`chain_data`] for a list of any length.
+#[allow(clippy::too_many_arguments)] // As above.
+#[inline(never)]
+fn chain_list(
     chain: &mut Vec<SendRequest>,
     buffer: &DataBuffer,
     iu: &[u8],
@@ -619,6 +647,7 @@ fn chain_data(
     transfer_bytes: u32,
     room: u32,
     local: Sge,
+    id: WorkRequestId,
     operation: fn(RemoteAddress) -> SendOperation,
 ) -> Cursor {
     let mut left = room;
@@ -630,6 +659,7 @@ fn chain_data(
         let length = descriptor.length.min(rest);
         let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
         chain.push(data_request(
+            id,
             operation(remote),
             Sge { address: local.address + u64::from(cursor.bytes), length, key: local.key },
         ));

@@ -240,6 +240,71 @@ impl Task {
         }
     }
 
+    /// Makes the slot ready for another task, as [`Self::vacant`] gives it. Field by field: of an enum
+    /// only the tag is written, where a whole new value would be built and copied.
+    #[inline]
+    pub(crate) fn renew(&mut self) {
+        // Named one by one, so that no field can be forgotten.
+        let Self {
+            state,
+            membership,
+            attribute,
+            work,
+            silent,
+            awaited,
+            at_backend,
+            submitted,
+            in_backend_list,
+            notification,
+            channel,
+            nexus,
+            lun,
+            unit,
+            tag,
+            receive,
+            iu_bytes,
+            cdb_offset,
+            cdb_bytes,
+            data_in,
+            data_out,
+            buffer,
+            buffer_list,
+            host_epoch,
+            wanted_bytes,
+            transfer_bytes,
+            cursor,
+            batch,
+            access_generation,
+            status,
+            sense,
+            sense_bytes,
+            started,
+            management,
+        } = self;
+        *state = State::Blocked;
+        *membership = Membership::Outside;
+        *attribute = TaskAttribute::Simple;
+        *work = Work::Undecided;
+        (*silent, *awaited, *at_backend) = (false, false, false);
+        (*submitted, *in_backend_list, *buffer_list) = (false, false, 0);
+        *notification = SolicitedNotification::default();
+        (*channel, *nexus, *lun, *unit) = (NONE, NONE, NONE, NONE);
+        (*tag, *receive, *iu_bytes) = (0, NONE, 0);
+        (*cdb_offset, *cdb_bytes) = (0, 0);
+        *data_in = DataBuffer::None;
+        *data_out = DataBuffer::None;
+        *buffer = None;
+        (*host_epoch, *wanted_bytes, *transfer_bytes) = (0, 0, 0);
+        *cursor = Cursor::default();
+        *batch = Batch::None;
+        *access_generation = 0;
+        *status = Status::Good;
+        *sense = None;
+        *sense_bytes = 0;
+        *started = Nanoseconds(0);
+        *management = None;
+    }
+
     /// Whether nothing of it is outside: no work request, no backend token.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
@@ -280,6 +345,22 @@ impl Task {
         self.transfer_bytes != 0 && self.status == Status::Good && self.is_data_in()
     }
 
+    /// What the backend is asked for; `None` for work that never goes there.
+    #[inline]
+    fn block_request(&self) -> Option<BlockRequest> {
+        Some(match self.work {
+            Work::Block(BlockOperation::Read { lba, blocks }) => BlockRequest::Read { lba, blocks },
+            Work::Block(BlockOperation::Write { lba, blocks, fua }) => {
+                BlockRequest::Write { lba, blocks, fua }
+            }
+            Work::Block(BlockOperation::Flush { lba, blocks }) => {
+                BlockRequest::Flush { lba, blocks }
+            }
+            Work::Forward => BlockRequest::Forward { data_out: self.data_out.total_bytes() != 0 },
+            Work::Parameter(_) | Work::Undecided => return None,
+        })
+    }
+
     /// Which statistics it counts in.
     #[inline]
     pub(crate) fn kind(&self) -> OperationKind {
@@ -310,8 +391,9 @@ impl<P: Platform> PollGroup<P> {
     /// Drives the task in slot `index` until it waits for something outside or is over. Every
     /// resume comes through here, after the resumer changed what the task waited for.
     pub(crate) fn advance(&mut self, index: u32) {
+        let mut state = self.tasks.at(index).state;
         loop {
-            let step = match self.tasks.at(index).state {
+            let step = match state {
                 State::Blocked => self.begin(index),
                 State::NeedBuffer => self.claim_buffer(index),
                 State::NeedReadRoom => self.fetch_data_out(index),
@@ -324,9 +406,10 @@ impl<P: Platform> PollGroup<P> {
                 | State::Managing => Step::Wait,
             };
             match step {
-                Step::Enter(state) => {
-                    self.mark_state(index, state);
-                    self.tasks.at_mut(index).state = state;
+                Step::Enter(next) => {
+                    self.mark_state(index, next);
+                    self.tasks.at_mut(index).state = next;
+                    state = next;
                 }
                 Step::Wait => return,
                 Step::Over => return self.over(index),
@@ -365,6 +448,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Carries out the device server's verdict.
+    #[inline(always)] // The one way out of `begin`; its verdict need not go through memory.
     fn follow(&mut self, index: u32, verdict: Verdict) -> Step {
         let task = self.tasks.at_mut(index);
         match verdict {
@@ -446,6 +530,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// `None` when the arena is exhausted for now.
+    #[inline(always)]
     pub(crate) fn try_claim_buffer(&mut self, index: u32) -> Option<Step> {
         let placement = self.placement(index);
         let task = self.tasks.at_mut(index);
@@ -526,28 +611,19 @@ impl<P: Platform> PollGroup<P> {
             }
             task.access_generation = unit.access_generation;
         }
-        let request = match task.work {
-            Work::Block(BlockOperation::Read { lba, blocks }) => BlockRequest::Read { lba, blocks },
-            Work::Block(BlockOperation::Write { lba, blocks, fua }) => {
-                BlockRequest::Write { lba, blocks, fua }
-            }
-            Work::Block(BlockOperation::Flush { lba, blocks }) => {
-                BlockRequest::Flush { lba, blocks }
-            }
-            Work::Forward => BlockRequest::Forward { data_out: task.data_out.total_bytes() != 0 },
-            Work::Parameter(_) | Work::Undecided => {
-                return task.check(Sense::INTERNAL_TARGET_FAILURE);
-            }
-        };
         let parity = (task.access_generation & 1) as usize;
-        if unit.backend == BackendKind::CardNull {
-            if matches!(request, BlockRequest::Forward { .. }) {
-                return task.check(Sense::INVALID_COMMAND_OPERATION_CODE);
-            }
-            if self.null.submit(token).is_err() {
-                return self.wait_for_backend(index);
+        let taken = if unit.backend == BackendKind::CardNull {
+            match task.work {
+                Work::Block(_) => self.null.submit(token).is_ok(),
+                Work::Forward => return task.check(Sense::INVALID_COMMAND_OPERATION_CODE),
+                Work::Parameter(_) | Work::Undecided => {
+                    return task.check(Sense::INTERNAL_TARGET_FAILURE);
+                }
             }
         } else {
+            let Some(request) = task.block_request() else {
+                return task.check(Sense::INTERNAL_TARGET_FAILURE);
+            };
             let submission = Submission {
                 token,
                 unit: task.unit,
@@ -569,20 +645,17 @@ impl<P: Platform> PollGroup<P> {
                 true => !in_host_memory,
                 false => self.need_backend.head().is_some_and(|head| head != index),
             };
-            let taken = match (self.ring.as_mut(), self.staging_cache.as_mut()) {
+            match (self.ring.as_mut(), self.staging_cache.as_mut()) {
                 (Some(ring), Some(staging)) if !waits => ring.submit(&submission, staging).is_ok(),
                 _ => false,
-            };
-            if !taken {
-                return self.wait_for_backend(index);
             }
+        };
+        if !taken {
+            return self.wait_for_backend(index);
         }
-        let task = self.tasks.at_mut(index);
         task.at_backend = true;
         task.submitted = true;
-        if let Some(unit) = self.units.get_mut(task.unit) {
-            unit.at_backend[parity] += 1;
-        }
+        unit.at_backend[parity] += 1;
         self.trace_task(index, Point::Submitted);
         Step::Enter(State::AtBackend)
     }
@@ -596,6 +669,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// The backend's answer: status and sense, then on.
+    #[inline(always)]
     pub(crate) fn on_outcome(&mut self, token: u64, outcome: &lunar_backend::Outcome) {
         let Some(id) = self.tasks.live(token) else {
             self.counters.stale_completions += 1;
@@ -660,7 +734,7 @@ impl<P: Platform> PollGroup<P> {
         let is_command = task.management.is_none();
         let buffer = task.buffer.take();
         let host_epoch = task.host_epoch;
-        let fetched = task.is_data_out() && task.cursor.bytes != 0 && !task.submitted;
+        let fetched = !task.submitted && task.cursor.bytes != 0 && task.is_data_out();
         task.membership = Membership::Outside;
         task.receive = NONE;
         if let Some(buffer) = buffer {
