@@ -14,7 +14,7 @@ use lunar_scsi::status::Status;
 use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::channel::ChannelEvent;
 use lunar_srp::descriptor::DataBuffer;
-use lunar_srp::iu::{self, IuError, Request, Residual, Response};
+use lunar_srp::iu::{self, IuError, Request, Residual, Response, SolicitedNotification};
 
 use crate::channel::MANAGEMENT_RESERVE;
 use crate::fifo::NONE;
@@ -109,60 +109,101 @@ impl<P: Platform> PollGroup<P> {
 
     /// Parses the message in receive buffer `index` and starts what it asks for.
     fn take_message(&mut self, channel: u32, index: u32) -> Taken {
-        let Message { bytes, since } = self.receive_region.messages[index as usize];
-        let entry = &mut self.channels[channel as usize];
-        let parsed;
-        // Looked at where it was parsed to: it is long, and each copy would cost as much as the parsing.
-        let request = if bytes > entry.it_iu_bytes_max {
-            Err(None)
-        } else {
-            parsed = iu::parse(self.receive_region.iu(index, bytes));
-            parsed.as_ref().map_err(Some)
-        };
-        // One slot is kept for task management, whatever the commands do.
-        let room = match request {
-            Ok(Request::TaskManagement(_)) => entry.slots_max,
-            Ok(Request::Command(_)) | Err(Some(IuError::Command { .. })) => {
-                entry.slots_max - MANAGEMENT_RESERVE
-            }
-            _ => u32::MAX,
-        };
-        if entry.slots >= room {
-            return Taken::Waits;
+        let bytes = self.receive_region.messages[index as usize].bytes;
+        if bytes > self.channels[channel as usize].it_iu_bytes_max {
+            return self.malformed(channel);
         }
-        let (tag, lun, attribute, solicited) = match request {
+        match iu::parse(self.receive_region.iu(index, bytes)) {
             Ok(Request::Command(command)) => {
-                (command.tag, command.lun, command.attribute, command.solicited)
+                let iu::Command { tag, lun, attribute, solicited, cdb, data_out, data_in } =
+                    command;
+                let cdb_bytes = u16::try_from(cdb.len()).unwrap_or(0);
+                let started = self.start_task(
+                    channel,
+                    index,
+                    MANAGEMENT_RESERVE,
+                    (tag, lun, attribute, solicited),
+                );
+                let slot = match started {
+                    Ok(slot) => slot,
+                    Err(taken) => return taken,
+                };
+                let task = self.tasks.at_mut(slot);
+                task.cdb_bytes = cdb_bytes;
+                task.cdb_offset = CDB_OFFSET;
+                task.iu_bytes = bytes;
+                task.data_in = data_in;
+                task.data_out = data_out;
+                self.trace_task(slot, Point::Claimed);
+                self.admit(slot);
+                Taken::Kept
             }
             Ok(Request::TaskManagement(management)) => {
-                (management.tag, management.lun, TaskAttribute::Simple, management.solicited)
+                let iu::TaskManagement { tag, lun, function, task_tag, solicited } = management;
+                let about = (tag, lun, TaskAttribute::Simple, solicited);
+                match self.start_task(channel, index, 0, about) {
+                    Ok(slot) => self.start_management(slot, function, task_tag),
+                    Err(taken) => return taken,
+                }
+                Taken::Kept
             }
-            Err(Some(IuError::Command { tag, lun, solicited, .. })) => {
-                (*tag, *lun, TaskAttribute::Simple, *solicited)
+            // A command whose descriptors contradict themselves: it has a tag and can be answered.
+            Err(IuError::Command { tag, lun, solicited, .. }) => {
+                let about = (tag, lun, TaskAttribute::Simple, solicited);
+                let slot = match self.start_task(channel, index, MANAGEMENT_RESERVE, about) {
+                    Ok(slot) => slot,
+                    Err(taken) => return taken,
+                };
+                let task = self.tasks.at_mut(slot);
+                task.unit = NONE;
+                task.status = Status::CheckCondition;
+                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
+                task.state = State::NeedSendRoom;
+                self.advance(slot);
+                Taken::Kept
             }
             Ok(Request::Logout { .. }) => {
                 self.close_channel(channel, CloseReason::Logout);
-                return Taken::Finished;
+                Taken::Finished
             }
-            Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => {
-                return Taken::Finished;
-            }
-            Err(_) => {
-                self.counters.malformed_ius += 1;
-                self.close_channel(channel, CloseReason::MalformedIu);
-                return Taken::Finished;
-            }
-        };
+            Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => Taken::Finished,
+            Err(IuError::Malformed(_)) => self.malformed(channel),
+        }
+    }
+
+    /// The channel sent what no initiator sends.
+    #[cold]
+    fn malformed(&mut self, channel: u32) -> Taken {
+        self.counters.malformed_ius += 1;
+        self.close_channel(channel, CloseReason::MalformedIu);
+        Taken::Finished
+    }
+
+    /// Claims a slot for the request in receive buffer `index`, leaving `reserve` slots of its channel:
+    /// one is kept for task management, whatever the commands do. Gives the slot's index, or what
+    /// becomes of the message when there is none.
+    #[inline(always)] // Two of its three callers are rare.
+    fn start_task(
+        &mut self,
+        channel: u32,
+        index: u32,
+        reserve: u32,
+        (tag, lun, attribute, solicited): (u64, [u8; 8], TaskAttribute, SolicitedNotification),
+    ) -> Result<u32, Taken> {
+        let entry = &mut self.channels[channel as usize];
+        if entry.slots >= entry.slots_max - reserve {
+            return Err(Taken::Waits);
+        }
         if entry.credit.take().is_err() {
             self.counters.credit_overruns += 1;
             self.close_channel(channel, CloseReason::CreditOverrun);
-            return Taken::Finished;
+            return Err(Taken::Finished);
         }
         let Some(id) = self.tasks.claim() else {
             // The promises to all channels add up to at most the number of slots.
             debug_assert!(false, "slots were promised twice");
             self.close_channel(channel, CloseReason::WorkRequestFailed);
-            return Taken::Finished;
+            return Err(Taken::Finished);
         };
         entry.slots += 1;
         let nexus_index = entry.nexus;
@@ -181,30 +222,8 @@ impl<P: Platform> PollGroup<P> {
         task.attribute = attribute;
         task.notification = solicited;
         task.receive = index;
-        task.started = since;
-        match request {
-            Ok(Request::Command(command)) => {
-                task.cdb_bytes = u16::try_from(command.cdb.len()).unwrap_or(0);
-                task.cdb_offset = CDB_OFFSET;
-                task.iu_bytes = bytes;
-                task.data_in = command.data_in;
-                task.data_out = command.data_out;
-                self.trace_task(id.index, Point::Claimed);
-                self.admit(id.index);
-            }
-            Ok(Request::TaskManagement(management)) => {
-                self.start_management(id.index, management.function, management.task_tag);
-            }
-            // A command whose descriptors contradict themselves: it has a tag and can be answered.
-            _ => {
-                task.unit = NONE;
-                task.status = Status::CheckCondition;
-                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
-                task.state = State::NeedSendRoom;
-                self.advance(id.index);
-            }
-        }
-        Taken::Kept
+        task.started = self.receive_region.messages[index as usize].since;
+        Ok(id.index)
     }
 
     /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.

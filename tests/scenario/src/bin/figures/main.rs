@@ -10,7 +10,6 @@ mod case;
 mod emulated;
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -19,7 +18,8 @@ use lunar_target::PollGroup;
 
 use case::{BYTES, Case};
 
-/// Instructions that a 4 KiB READ or WRITE may take without the provider.
+/// Instructions that a 4 KiB READ or WRITE is to take at most without the provider. Whether it does is
+/// an exact figure; how many it takes depends on the compiler, and is told, not compared.
 const INSTRUCTIONS_MAX: u64 = 1000;
 
 /// The exact figures as committed.
@@ -46,7 +46,7 @@ impl Provider {
 /// Prints what a command costs the card.
 #[derive(Parser)]
 struct Arguments {
-    /// Print only the exact figures, as they are committed; fail above the bound on instructions.
+    /// Print only the exact figures, as they are committed.
     #[arg(long)]
     exact: bool,
     /// Commands to average over.
@@ -91,14 +91,14 @@ struct Figures {
     executed: Option<(callgrind::Executed, callgrind::Executed)>,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(Part::Drive { case, provider, commands }) = arguments.part {
         match provider {
             Provider::Bare => drop(bare::run(case, commands)),
             Provider::Emulated => drop(emulated::run(case, commands)),
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let commands = arguments.commands;
     let counts_instructions = callgrind::is_here();
@@ -120,19 +120,17 @@ fn main() -> Result<ExitCode> {
     } else {
         print!("{}", table(&all, commands));
     }
-    let mut within = true;
     for figures in &all {
         let Some((bare, _)) = figures.executed else { continue };
         let each = bare.instructions.div_ceil(commands);
         if is_bounded(figures.case) && each > INSTRUCTIONS_MAX {
-            within = false;
             eprintln!(
                 "{}: {each} instructions a command, {INSTRUCTIONS_MAX} are the most",
                 figures.case.title()
             );
         }
     }
-    Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
 }
 
 /// The bound is about one direct descriptor.
@@ -183,7 +181,7 @@ fn exact(all: &[Figures], commands: u64) -> String {
             line("locked_instructions", bare.locked);
             if is_bounded(*case) {
                 let within = bare.instructions.div_ceil(commands) <= INSTRUCTIONS_MAX;
-                line("instructions_within_bound", u64::from(within));
+                line("instructions_within_1000", u64::from(within));
             }
         }
     }
