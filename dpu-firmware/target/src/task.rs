@@ -519,6 +519,13 @@ impl<P: Platform> PollGroup<P> {
                 data_bytes: task.wanted_bytes,
                 cdb: self.receive_region.cdb(task),
             };
+            if self.releasing {
+                // Nothing new goes to a ring whose memory is about to go.
+                if task.buffer.as_ref().map(Buffer::placement) == Some(Placement::HostDram) {
+                    return task.end(Status::Busy);
+                }
+                return self.wait_for_backend(index);
+            }
             // Others wait already, and this one is not the first of them.
             let behind = self.need_backend.head().is_some_and(|head| head != index);
             let taken = match (self.ring.as_mut(), self.host_cache.as_mut()) {
