@@ -280,6 +280,8 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
+        // Who announced a revoke is gone, and its memory is offered again.
+        self.releasing = false;
         if self.ring.is_some() && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
             // The same host memory as before: the rings go on once the host has reconciled.
             return Ok(());
