@@ -14,6 +14,7 @@ const OCTAVE_MAX: u32 = 37;
 pub const BUCKETS: usize = (OCTAVE_MAX - PER_OCTAVE_SHIFT + 1) as usize * PER_OCTAVE as usize + 1;
 
 /// The bucket of `value`, below [`BUCKETS`].
+#[inline]
 #[must_use]
 pub fn bucket_of(value: u64) -> usize {
     let value = value.min(VALUE_MAX);

@@ -453,6 +453,12 @@ impl Initiator {
         Ok(tag)
     }
 
+    /// Tells the account that commands of this channel may end without an answer because of task
+    /// management over another channel or nexus; until the next login.
+    pub fn expect_silent_ends(&mut self) {
+        self.ledger.expect_silent_ends();
+    }
+
     /// Sends an SRP_I_LOGOUT; the target closes the channel, and [`Event::Disconnected`] follows.
     ///
     /// # Errors

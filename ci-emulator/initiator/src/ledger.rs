@@ -257,6 +257,8 @@ pub struct Ledger {
     /// Commands among them.
     commands: u32,
     commands_max: u32,
+    /// Commands may have ended without an answer, so that their credits are back already.
+    silent_ends: bool,
     sequence: u64,
     violations: VecDeque<Violation>,
     violation_count: u64,
@@ -283,6 +285,7 @@ impl Ledger {
             outstanding: 0,
             commands: 0,
             commands_max,
+            silent_ends: false,
             sequence: 0,
             violations: VecDeque::new(),
             violation_count: 0,
@@ -331,6 +334,13 @@ impl Ledger {
         self.live = true;
         self.limit = limit.into();
         self.available = limit.into();
+        self.silent_ends = false;
+    }
+
+    /// From now on, and until the next login, somebody else may end commands of this channel without
+    /// an answer: task management over another channel or nexus.
+    pub fn expect_silent_ends(&mut self) {
+        self.silent_ends = true;
     }
 
     /// No more requests may be sent; those outstanding stay so.
@@ -386,7 +396,9 @@ impl Ledger {
         scope: Scope,
         solicited: SolicitedNotification,
     ) -> Result<Tag, SubmitError> {
-        self.claim(Purpose::TaskManagement { scope, solicited }, 1)
+        let tag = self.claim(Purpose::TaskManagement { scope, solicited }, 1)?;
+        self.silent_ends = true;
+        Ok(tag)
     }
 
     /// Takes a slot for something that needs no credit and gets no answer.
@@ -586,7 +598,10 @@ impl Ledger {
     #[inline]
     fn grant(&mut self, delta: i32) {
         self.available += i64::from(delta);
-        if self.available + i64::from(self.outstanding) > self.limit {
+        // The credit of a command that an abort ended comes back with the next response, which may
+        // be ahead of the abort's own.
+        let outstanding = if self.silent_ends { 0 } else { i64::from(self.outstanding) };
+        if self.available + outstanding > self.limit {
             self.accuse(Violation::CreditsExceeded {
                 available: self.available,
                 outstanding: self.outstanding,

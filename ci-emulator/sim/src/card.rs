@@ -40,7 +40,6 @@ fn limits() -> GroupLimits {
         receive_bytes: IT_IU_BYTES_MAX,
         card_arena_bytes: 512 << 10,
         nexus_share_bytes: 448 << 10,
-        transfer_bytes_max: TRANSFER_BYTES_MAX,
         agent_wait_ns: 6_000_000,
         drain_wait_ns: 2_000_000,
     }

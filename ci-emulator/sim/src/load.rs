@@ -282,6 +282,11 @@ impl World {
                     taken[lun] = self.now + TAKES_AWAY_NS;
                 }
             }
+            for channel in &mut self.channels {
+                if everybody || channel.nexus == nexus {
+                    channel.initiator.expect_silent_ends();
+                }
+            }
         }
         self.journal.note(
             match function {

@@ -1,19 +1,186 @@
-//! scaffold
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let seed = arguments.next().and_then(|a| a.parse().ok()).unwrap_or(1);
-    let commands = arguments.next().and_then(|a| a.parse().ok()).unwrap_or(2000);
-    let trace = arguments.next().is_some();
-    let start = std::time::Instant::now();
-    match lunar_sim::run(lunar_sim::Plan { seed, commands, trace }) {
-        Ok(summary) => {
-            println!("{:x} {} {} {} {:?}", summary.hash, summary.events, summary.commands, summary.now, summary.counts);
-            println!("{}", summary.coverage);
+//! `lunar-sim`: runs seeds, and says of a failing one what broke and how to see it again.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::Parser;
+use lunar_sim::coverage::Coverage;
+use lunar_sim::{Failure, Plan, Summary};
+
+/// Runs the whole system (card, agent, initiators, disks) under seeds of one random generator, in
+/// virtual time, and judges what initiators see and what lands on the media.
+#[derive(Parser, Debug)]
+#[command(name = "lunar-sim", version)]
+struct Arguments {
+    /// Seeds to run.
+    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Commands of one seed.
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000)]
+    commands: u64,
+    /// Run the deliberate mistakes, each until a seed catches it (needs the feature `mutants`).
+    #[arg(long)]
+    mutants: bool,
+    /// Fail when a disturbance missed a task state that it can meet.
+    #[arg(long)]
+    coverage: bool,
+    /// Print every event.
+    #[arg(long)]
+    trace: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    println!("commit {}", commit());
+    let good = if arguments.mutants { run_mutants(&arguments) } else { run_seeds(&arguments) };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The commit this tree is at, for the report.
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
         }
-        Err(failure) => {
-            for line in &failure.last { println!("{line}"); }
-            println!("{} after {}", failure.broken, failure.commands);
+        _ => "unknown".to_owned(),
+    }
+}
+
+fn run_seeds(arguments: &Arguments) -> bool {
+    let start = Instant::now();
+    let mut coverage = Coverage::default();
+    let mut commands = 0;
+    for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
+        println!("seed {seed}");
+        let plan = Plan { seed, commands: arguments.commands, trace: arguments.trace };
+        match run_twice(plan) {
+            Ok(summary) => {
+                coverage.merge(&summary.coverage);
+                commands += 2 * summary.commands;
+                print_summary(&summary);
+            }
+            Err(failure) => {
+                print_failure(&plan, &failure);
+                return false;
+            }
         }
     }
-    println!("{:?}", start.elapsed());
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "{} seeds, each twice with the same hash; {:.0} commands a second",
+        arguments.seeds,
+        commands as f64 / seconds
+    );
+    println!("\n{coverage}");
+    judge_coverage(&coverage, arguments.coverage)
+}
+
+fn judge_coverage(coverage: &Coverage, required: bool) -> bool {
+    let missed = coverage.missed();
+    for (cause, state) in &missed {
+        println!("not reached: {cause} in {state:?}");
+    }
+    let impossible = coverage.impossible();
+    for (cause, state) in &impossible {
+        println!("reached although said to be impossible: {cause} in {state:?}");
+    }
+    impossible.is_empty() && (missed.is_empty() || !required)
+}
+
+/// Runs a seed twice: both must agree in every event.
+fn run_twice(plan: Plan) -> Result<Summary, Box<Failure>> {
+    let first = lunar_sim::run(plan)?;
+    let second = lunar_sim::run(Plan { trace: false, ..plan })?;
+    assert_eq!(
+        (first.hash, first.events),
+        (second.hash, second.events),
+        "seed {} gives two different runs",
+        plan.seed
+    );
+    Ok(first)
+}
+
+fn print_summary(summary: &Summary) {
+    let counts = &summary.counts;
+    println!(
+        "  hash {:016x} (twice), {} events, {} commands in {:.1} ms of virtual time",
+        summary.hash,
+        summary.events,
+        summary.commands,
+        summary.now as f64 / 1e6
+    );
+    println!(
+        "  {} good, {} check conditions, {} busy or full, {} aborted, {} lost; {} functions; {} logins \
+         ({} refused); {} agents died, {} control channels lost, {} revokes, {} configurations; {} landings",
+        counts.good,
+        counts.check_conditions,
+        counts.refused,
+        counts.aborted,
+        counts.lost,
+        counts.functions,
+        counts.logins,
+        counts.rejects,
+        counts.restarts,
+        counts.control_losses,
+        counts.revokes,
+        counts.configurations,
+        counts.landed
+    );
+}
+
+fn print_failure(plan: &Plan, failure: &Failure) {
+    println!("the last events:");
+    for line in &failure.last {
+        println!("  {line}");
+    }
+    println!("seed {} broke a law after {} commands", plan.seed, failure.commands);
+    println!("  {}", failure.broken);
+    println!(
+        "again: cargo run --release -p lunar-sim -- --seed {} --seeds 1 --commands {} --trace",
+        plan.seed, plan.commands
+    );
+}
+
+#[cfg(feature = "mutants")]
+fn run_mutants(arguments: &Arguments) -> bool {
+    use lunar_target::mutant::{Mutant, choose};
+    const MUTANTS: [Mutant; 6] = [
+        Mutant::NoRecheckAtSubmit,
+        Mutant::GoodBeforeDrain,
+        Mutant::NoFlush,
+        Mutant::UnitAttentionAfterGood,
+        Mutant::LateWriteAfterAbort,
+        Mutant::LoginBeforeDrain,
+    ];
+    let mut all = true;
+    for mutant in MUTANTS {
+        choose(mutant);
+        let seeds = arguments.seed..arguments.seed.saturating_add(arguments.seeds);
+        let caught = seeds.into_iter().find_map(|seed| {
+            let plan = Plan { seed, commands: arguments.commands, trace: false };
+            lunar_sim::run(plan).err().map(|failure| (seed, failure))
+        });
+        choose(Mutant::None);
+        match caught {
+            Some((seed, failure)) => println!(
+                "{mutant:?}: caught by seed {seed} after {} commands: {}",
+                failure.commands, failure.broken
+            ),
+            None => {
+                all = false;
+                println!("{mutant:?}: NOT caught by {} seeds", arguments.seeds);
+            }
+        }
+    }
+    all
+}
+
+#[cfg(not(feature = "mutants"))]
+fn run_mutants(_: &Arguments) -> bool {
+    println!("this build has no mutants: cargo run --release -p lunar-sim --features mutants -- --mutants");
+    false
 }

@@ -134,6 +134,9 @@ impl World {
         let channel = &mut self.channels[number];
         channel.asking_since = None;
         channel.logged_in = self.moment;
+        if self.taken_away[channel.nexus].iter().any(|until| *until >= self.now) {
+            channel.initiator.expect_silent_ends();
+        }
         let (nexus, single) = (channel.nexus, channel.single);
         if !single {
             return;
@@ -322,6 +325,8 @@ impl World {
         let explained = match (status, sense.0) {
             (GOOD, _) => !invalid,
             (TASK_SET_FULL, _) | (CHECK_CONDITION, UNIT_ATTENTION) => true,
+            // A unit that is being removed.
+            (BUSY, _) if UNITS[lun].comes_and_goes => true,
             (BUSY, _) | (CHECK_CONDITION, NOT_READY | ABORTED_COMMAND) => {
                 outage && UNITS[lun].stores
             }

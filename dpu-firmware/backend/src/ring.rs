@@ -66,7 +66,11 @@ pub struct RingSetup {
     /// Bytes from the data arena's first byte to the data area, over which the HostDram
     /// [`SgvCache`] is made.
     pub data_offset: u64,
-    /// What CardDram operations may hold of the data area together, in bytes.
+    /// Bytes from the data arena's first byte to the staging area, over which the cache is made that
+    /// [`RingBackend::submit`] and [`RingBackend::tick`] are given. Apart from the data area, so that
+    /// neither placement can wait for the other's memory.
+    pub staging_offset: u64,
+    /// What CardDram operations may hold of the staging area together, in bytes.
     pub staging_bytes_max: u64,
 }
 
@@ -519,11 +523,11 @@ impl<P: Platform> RingBackend<P> {
             let offset = match buffer.placement() {
                 Placement::HostDram => {
                     self.flush_wanted |= data_out;
-                    buffer.offset()
+                    self.setup.data_offset + buffer.offset()
                 }
                 Placement::CardDram => match host.claim(submission.data_bytes, &mut self.share) {
                     Ok(staged) => {
-                        let offset = staged.offset();
+                        let offset = self.setup.staging_offset + staged.offset();
                         flight.card = (buffer.key(), buffer.address());
                         flight.staged = Some(staged);
                         offset
@@ -535,7 +539,7 @@ impl<P: Platform> RingBackend<P> {
             flight.data_bytes = submission.data_bytes;
             entry.arena.set(self.setup.data_arena.0);
             entry.data_bytes.set(submission.data_bytes);
-            entry.data_offset.set(self.setup.data_offset + offset);
+            entry.data_offset.set(offset);
         }
 
         let sequence = self.submission.next().wrapping_add(self.queued);
@@ -804,7 +808,7 @@ impl<P: Platform> RingBackend<P> {
             {
                 let host = HostAddress {
                     arena: self.setup.data_arena,
-                    offset: self.setup.data_offset + staged.offset(),
+                    offset: self.setup.staging_offset + staged.offset(),
                 };
                 let (key, address) = *card;
                 let length = *data_bytes;
@@ -1032,7 +1036,7 @@ impl<P: Platform> RingBackend<P> {
         let flight = &self.flights[index as usize];
         let Some(staged) = &flight.staged else { return };
         let (key, address) = flight.card;
-        let offset = self.setup.data_offset + staged.offset();
+        let offset = self.setup.staging_offset + staged.offset();
         let host = HostAddress { arena: self.setup.data_arena, offset };
         let length = flight.outcome.transferred_bytes;
         self.statistics.payload_copies += 1;
@@ -1302,7 +1306,7 @@ fn check(setup: &RingSetup) -> Result<(), SetupError> {
         }
     }
     // Buffers are at most u32::MAX granules of an arena in.
-    if setup.data_offset > u64::MAX / 2 {
+    if setup.data_offset.max(setup.staging_offset) > u64::MAX / 2 {
         return Err(SetupError::OutOfRange);
     }
     Ok(())

@@ -323,6 +323,7 @@ impl SgvCache {
     ///
     /// # Errors
     /// See [`ClaimError`]. What is checked first is said first: length, share, global cap, arena.
+    #[inline(always)]
     pub fn claim(&mut self, bytes: u32, share: &mut Share) -> Result<Buffer, ClaimError> {
         if bytes > self.class_bytes_max {
             self.too_large_fails += 1;
@@ -366,6 +367,7 @@ impl SgvCache {
     }
 
     /// Takes a buffer back, on account of the share it was claimed on.
+    #[inline(always)]
     pub fn release(&mut self, buffer: Buffer, share: &mut Share, now: Nanoseconds) {
         let granule = buffer.offset >> self.granule_shift;
         let ours = buffer.key == self.key

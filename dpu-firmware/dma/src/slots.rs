@@ -63,6 +63,7 @@ impl<T> Slots<T> {
     }
 
     /// Claims a free slot; `None` when all are claimed. Its value is as the last owner left it.
+    #[inline]
     pub fn claim(&mut self) -> Option<SlotId> {
         let index = self.free;
         let slot = self.slots.get_mut(index as usize)?;
@@ -74,6 +75,7 @@ impl<T> Slots<T> {
 
     /// Releases a slot: `id` and its copies are stale from now on. `false` when it was stale already,
     /// and nothing happened.
+    #[inline]
     pub fn release(&mut self, id: SlotId) -> bool {
         let free = self.free;
         let Some(slot) = self.living_mut(id) else { return false };

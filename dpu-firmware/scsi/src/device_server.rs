@@ -103,7 +103,7 @@ pub enum Ending {
 
 /// Parses a CDB and decides: the data path's entry. An unknown command is [`Verdict::Forward`]
 /// where the unit forwards. The command is `None` if there is none that [`cdb::parse`] knows.
-#[inline]
+#[inline(always)]
 pub fn begin_cdb(
     unit: &LogicalUnit,
     lun_read_only: bool,

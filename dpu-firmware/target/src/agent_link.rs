@@ -88,6 +88,7 @@ impl AgentLink {
         self.outgoing.clear();
         self.rings.clear();
         self.revoking = None;
+        self.statistics_request = None;
         self.previous_epoch = self.agent_epoch;
         coordinator.detach_rings();
     }
@@ -296,7 +297,7 @@ impl AgentLink {
                 }
             }
             Report::Statistics(groups) => {
-                if let Some(id) = self.statistics_request.take() {
+                if let Some(id) = self.statistics_request.take().filter(|_| self.met) {
                     let statistics = crate::report::statistics(id, now, &groups);
                     self.send(to_host::Message::Statistics(statistics));
                 }

@@ -13,7 +13,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
-use crate::poll_group::{PollGroup, UnitShard};
+use crate::poll_group::{PollGroup, UnitShard, Units};
 use crate::statistics::{GroupStatistics, NexusStatistics, RingShard, UnitStatistics};
 use crate::task::{Batch, State};
 use crate::trace::Point;
@@ -58,7 +58,6 @@ impl<P: Platform> PollGroup<P> {
             ToGroup::ReleaseRing => {
                 self.releasing = true;
                 self.trace_all(Point::Revoked);
-                self.detach_ring();
                 self.continue_release();
             }
         }
@@ -79,9 +78,13 @@ impl<P: Platform> PollGroup<P> {
         if self.changing.is_some() {
             self.continue_change();
         }
+        if self.gates_closed != 0 || self.changing.is_some() {
+            self.expire_held();
+        }
         self.expire_waiters();
         // A claim gives up a bounded number of cached buffers, so a waiting one asks again.
         self.wake_buffers();
+        self.wake_backend();
         self.card_cache.purge(self.now);
         if let Some(cache) = self.host_cache.as_mut() {
             cache.purge(self.now);
@@ -108,11 +111,30 @@ impl<P: Platform> PollGroup<P> {
             }
             self.need_backend.pop(&mut self.links);
             let task = self.tasks.at_mut(head);
+            task.in_backend_list = false;
             task.status = Status::Busy;
             task.transfer_bytes = 0;
             task.state = State::NeedSendRoom;
             self.mark_state(head, State::NeedSendRoom);
             self.advance(head);
+        }
+    }
+
+    /// Answers BUSY to commands that a closed gate or an unfinished change held too long.
+    fn expire_held(&mut self) {
+        for unit in 0..u32::try_from(self.units.0.len()).unwrap_or(0) {
+            while let Some(shard) = self.units.get_mut(unit)
+                && let Some(head) = shard.held.head()
+                && self.now.since(self.tasks.at(head).started) >= self.limits.agent_wait_ns
+            {
+                shard.held.pop(&mut self.links);
+                shard.active += 1;
+                let task = self.tasks.at_mut(head);
+                task.status = Status::Busy;
+                task.state = State::NeedSendRoom;
+                self.mark_state(head, State::NeedSendRoom);
+                self.advance(head);
+            }
         }
     }
 
@@ -206,7 +228,9 @@ impl<P: Platform> PollGroup<P> {
             }
         }
         for shard in self.units.0.iter_mut().filter(|shard| {
-            shard.as_ref().is_some_and(|shard| !shard.in_use && shard.held.is_empty())
+            shard
+                .as_ref()
+                .is_some_and(|shard| !shard.in_use && shard.held.is_empty() && shard.gate.is_none())
         }) {
             *shard = None;
         }
@@ -230,6 +254,9 @@ impl<P: Platform> PollGroup<P> {
         let nexus = &mut self.nexuses[place];
         let Some(target) = configuration.target(nexus.target).filter(|target| target.enabled)
         else {
+            for lun in nexus.luns.iter().filter(|lun| lun.mapped) {
+                narrow(&mut self.units, fences, lun.unit);
+            }
             self.close_nexus(place as u32, CloseReason::Administrative);
             return;
         };
@@ -238,8 +265,11 @@ impl<P: Platform> PollGroup<P> {
         let mut added = Vec::new();
         for lun in &mut nexus.luns {
             let stays = visible.iter().any(|entry| entry.lun == lun.number);
-            inventory_changed |= lun.mapped && !stays;
-            lun.mapped &= stays;
+            if lun.mapped && !stays {
+                inventory_changed = true;
+                lun.mapped = false;
+                narrow(&mut self.units, fences, lun.unit);
+            }
         }
         for entry in visible {
             let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
@@ -250,14 +280,12 @@ impl<P: Platform> PollGroup<P> {
             inventory_changed |= !lun.mapped;
             lun.mapped = true;
             if lun.unit != entry.unit {
+                narrow(&mut self.units, fences, lun.unit);
                 lun.unit = entry.unit;
                 lun.attentions.establish(UnitAttention::InquiryDataChanged);
             }
-            if entry.read_only
-                && !lun.read_only
-                && let Some(shard) = self.units.get_mut(entry.unit)
-            {
-                fences.push((entry.unit, shard.narrow_access()));
+            if entry.read_only && !lun.read_only {
+                narrow(&mut self.units, fences, entry.unit);
             }
             lun.read_only = entry.read_only;
         }
@@ -279,7 +307,9 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
-        if self.ring.is_some() && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
+        let sound = self.ring.as_ref().is_some_and(|ring| ring.fault().is_none());
+        if sound && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
+            self.releasing = false;
             // The same host memory as before: the rings go on once the host has reconciled.
             return Ok(());
         }
@@ -319,6 +349,9 @@ impl<P: Platform> PollGroup<P> {
                 attachment.data_bytes, attachment.data_offset, data.length
             ));
         }
+        // One half for HostDram placement, one to stage CardDram operations: neither waits for the
+        // other's memory.
+        let half = attachment.data_bytes / 2 & !0xfff;
         let Some(dma) = self.dma.take() else {
             return Err("the DMA context is in use".into());
         };
@@ -332,12 +365,16 @@ impl<P: Platform> PollGroup<P> {
             completion_sequence: attachment.completion_sequence,
             data_arena: data.id,
             data_offset: attachment.data_offset,
-            // The rest is for HostDram placement.
-            staging_bytes_max: attachment.data_bytes / 2,
+            staging_offset: attachment.data_offset + half,
+            staging_bytes_max: half,
         };
         match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
             Ok(mut ring) => {
                 ring.detach();
+                #[cfg(feature = "mutants")]
+                if crate::mutant::is(crate::mutant::Mutant::NoFlush) {
+                    ring.set_mutation(lunar_backend::ring::Mutation::FlushSkipped);
+                }
                 self.ring = Some(ring);
             }
             Err((dma, error)) => {
@@ -345,16 +382,21 @@ impl<P: Platform> PollGroup<P> {
                 return Err(error.to_string());
             }
         }
-        self.host_cache = Some(SgvCache::new(
-            Placement::HostDram,
-            data.key,
-            data.base + attachment.data_offset,
-            attachment.data_bytes,
-            lunar_dma::sgv::Config {
-                class_bytes_max: TRANSFER_BYTES_MAX,
-                ..lunar_dma::sgv::Config::default()
-            },
-        ));
+        let cache = |offset: u64| {
+            SgvCache::new(
+                Placement::HostDram,
+                data.key,
+                data.base + attachment.data_offset + offset,
+                half,
+                lunar_dma::sgv::Config {
+                    class_bytes_max: TRANSFER_BYTES_MAX,
+                    ..lunar_dma::sgv::Config::default()
+                },
+            )
+        };
+        self.host_cache = Some(cache(0));
+        self.staging_cache = Some(cache(half));
+        self.releasing = false;
         Ok(())
     }
 
@@ -387,6 +429,9 @@ impl<P: Platform> PollGroup<P> {
         self.trace_all(Point::RingLost);
         let Some(mut ring) = self.ring.take() else { return };
         self.lose_host_buffers();
+        for outcome in std::mem::take(&mut self.ahead) {
+            self.on_outcome(outcome.token, &lunar_backend::Outcome::lost(outcome.token));
+        }
         for token in ring.reset() {
             self.on_outcome(token, &lunar_backend::Outcome::lost(token));
         }
@@ -394,6 +439,7 @@ impl<P: Platform> PollGroup<P> {
         self.release_arenas();
         // Buffers that tasks still hold belong to the old arena; `over` knows by the epoch.
         self.host_cache = None;
+        self.staging_cache = None;
         self.host_epoch = self.host_epoch.wrapping_add(1);
         for nexus in &mut self.nexuses {
             nexus.host_share = Share::new(self.limits.nexus_share_bytes);
@@ -417,7 +463,10 @@ impl<P: Platform> PollGroup<P> {
             }
             let channel = &mut self.channels[task.channel as usize];
             let waited = match task.state {
-                State::NeedBackend => self.need_backend.remove(&mut self.links, index),
+                State::NeedBackend => {
+                    task.in_backend_list = false;
+                    self.need_backend.remove(&mut self.links, index)
+                }
                 State::NeedReadRoom => channel.need_read.remove(&mut self.links, index),
                 State::NeedSendRoom => channel.need_send.remove(&mut self.links, index),
                 _ => false,
@@ -494,6 +543,17 @@ impl<P: Platform> PollGroup<P> {
             .ring
             .as_ref()
             .map(|ring| RingShard { counters: ring.statistics(), outstanding: ring.outstanding() });
+    }
+}
+
+/// Access to `unit` got narrower: what was decided before is checked again at submit, and what the
+/// backend has must end before the change is reported. Once a change: a second time would fence what was
+/// decided since the first.
+fn narrow(units: &mut Units, fences: &mut Vec<(u32, usize)>, unit: u32) {
+    if fences.iter().all(|(fenced, _)| *fenced != unit)
+        && let Some(shard) = units.get_mut(unit)
+    {
+        fences.push((unit, shard.narrow_access()));
     }
 }
 

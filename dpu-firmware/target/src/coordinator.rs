@@ -36,12 +36,12 @@ pub struct GroupLink<P: Platform> {
 
 impl<P: Platform> GroupLink<P> {
     fn send(&mut self, message: ToGroup<P>) {
-        self.sent = true;
         self.backlog.push_back(message);
         self.flush();
     }
 
     fn flush(&mut self) {
+        self.sent |= !self.backlog.is_empty();
         while let Some(message) = self.backlog.pop_front() {
             if let Err(rtrb::PushError::Full(message)) = self.to_group.push(message) {
                 self.backlog.push_front(message);
@@ -256,7 +256,8 @@ impl<P: Platform> Coordinator<P> {
             .configuration
             .target_of_port(&login.target_port)
             .or_else(|| self.configuration.targets.first());
-        let policy = policy(target, &login);
+        // The group compares the IU length with its receive buffers.
+        let policy = policy(target, &login, u32::MAX);
         if let Err(reason) = login::decide(&login, &policy) {
             let text = reason.explain(&login, &policy).to_string();
             self.refuse(connection, login.tag, reason);

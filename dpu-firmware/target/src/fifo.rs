@@ -50,6 +50,11 @@ impl Fifo {
         (self.head != NONE).then_some(self.head)
     }
 
+    /// Members.
+    pub(crate) fn len(&self) -> u32 {
+        self.length
+    }
+
     pub(crate) fn push(&mut self, links: &mut Links, index: u32) {
         links.set(index, NONE);
         if self.tail == NONE {

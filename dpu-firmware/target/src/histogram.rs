@@ -16,10 +16,17 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one latency.
+    /// The bucket of one latency, for [`Self::count`]: a latency is counted in several histograms.
     #[inline]
-    pub fn record(&mut self, nanoseconds: u64) {
-        if let Some(count) = self.counts.get_mut(bucket_of(nanoseconds)) {
+    #[must_use]
+    pub fn bucket(nanoseconds: u64) -> usize {
+        bucket_of(nanoseconds)
+    }
+
+    /// Counts one latency by its bucket.
+    #[inline]
+    pub fn count(&mut self, bucket: usize) {
+        if let Some(count) = self.counts.get_mut(bucket) {
             *count = count.wrapping_add(1);
         }
     }

@@ -14,7 +14,7 @@ use lunar_srp::login::{
 use crate::channel::{Channel, DATA_ROOM, MANAGEMENT_RESERVE};
 use crate::configuration::{Lun, Target, luns_for};
 use crate::fifo::NONE;
-use crate::message::{CloseReason, Event};
+use crate::message::{CloseReason, Event, FromGroup};
 use crate::mutant::{self, Mutant};
 use crate::nexus::{Nexus, NexusLun};
 use crate::poll_group::PollGroup;
@@ -33,12 +33,17 @@ pub(crate) struct PendingLogin<C> {
     deadline: Nanoseconds,
 }
 
-/// The policy of `target`, or of a port that is not there.
-pub(crate) fn policy(target: Option<&Target>, request: &LoginRequest) -> LoginPolicy {
+/// The policy of `target`, or of a port that is not there, where receive buffers hold `receive_bytes`.
+pub(crate) fn policy(
+    target: Option<&Target>,
+    request: &LoginRequest,
+    receive_bytes: u32,
+) -> LoginPolicy {
     LoginPolicy {
         enabled: target.is_some_and(|target| target.enabled),
         target_port: target.map_or(request.target_port, |target| PortId(target.port_id)),
-        it_iu_bytes_max: target.map_or(u32::MAX, |target| target.it_iu_bytes_max),
+        it_iu_bytes_max: target
+            .map_or(receive_bytes, |target| target.it_iu_bytes_max.min(receive_bytes)),
         request_limit: target.map_or(0, |target| target.request_limit),
         channels_max: CHANNELS_PER_NEXUS,
     }
@@ -52,36 +57,57 @@ impl<P: Platform> PollGroup<P> {
         request: LoginRequest,
         peer: PeerAddress,
     ) {
-        if request.action == Action::Single
-            && let Some(nexus) = self.find_nexus(&request)
-        {
+        let Some(nexus) = self.find_nexus(&request) else {
+            return self.finish_login(connection, request, peer, false);
+        };
+        if request.action == Action::Single {
             self.close_nexus(nexus, CloseReason::Replaced);
-            if self.nexuses[nexus as usize].in_use && !mutant::is(Mutant::LoginBeforeDrain) {
-                // The answer waits: a late write must not land after the retry that follows it.
-                let deadline = self.now.plus(2 * self.limits.drain_wait_ns);
-                self.pending_logins.push(PendingLogin { connection, request, peer, deadline });
-                return;
-            }
+            // The newest SINGLE login replaces those of the same port that wait as well.
+            self.refuse_pending(&request);
+        } else if self.is_open(nexus) {
+            return self.finish_login(connection, request, peer, false);
         }
-        self.finish_login(connection, request, peer);
+        if !self.nexuses[nexus as usize].in_use || mutant::is(Mutant::LoginBeforeDrain) {
+            return self.finish_login(connection, request, peer, true);
+        }
+        // The answer waits: a late write must not land after the retry that follows it.
+        let deadline = self.now.plus(2 * self.limits.drain_wait_ns);
+        self.pending_logins.push(PendingLogin { connection, request, peer, deadline });
     }
 
-    /// Looks again at the logins that wait for older channels of their nexus.
+    /// Whether a channel of the nexus is not closing.
+    fn is_open(&self, nexus: u32) -> bool {
+        self.channels
+            .iter()
+            .any(|channel| channel.is_in_use() && channel.nexus == nexus && channel.is_open())
+    }
+
+    fn refuse_pending(&mut self, newest: &LoginRequest) {
+        while let Some(place) = self.pending_logins.iter().position(|pending| {
+            pending.request.initiator_port == newest.initiator_port
+                && pending.request.target_port == newest.target_port
+        }) {
+            let PendingLogin { connection, request, peer, .. } = self.pending_logins.remove(place);
+            self.reject(connection, &request, peer, LoginReject::CannotEstablish);
+        }
+    }
+
+    /// Looks again at the logins that wait for older channels of their nexus, in their order.
     pub(crate) fn retry_logins(&mut self) {
         let mut place = 0;
         while place < self.pending_logins.len() {
             let pending = &self.pending_logins[place];
-            let busy = self.find_nexus(&pending.request).is_some();
+            let known = self.find_nexus(&pending.request);
+            let busy = known.is_some_and(|nexus| !self.is_open(nexus));
             if busy && self.now < pending.deadline {
                 place += 1;
                 continue;
             }
-            let PendingLogin { connection, request, peer, .. } =
-                self.pending_logins.swap_remove(place);
+            let PendingLogin { connection, request, peer, .. } = self.pending_logins.remove(place);
             if busy {
                 self.reject(connection, &request, peer, LoginReject::CannotEstablish);
             } else {
-                self.finish_login(connection, request, peer);
+                self.finish_login(connection, request, peer, known.is_none());
             }
         }
     }
@@ -102,10 +128,13 @@ impl<P: Platform> PollGroup<P> {
         connection: P::Connection,
         request: LoginRequest,
         peer: PeerAddress,
+        terminated: bool,
     ) {
         let configuration = self.configuration.clone();
         let target = configuration.target_of_port(&request.target_port);
-        if let Err(reason) = login::decide(&request, &policy(target, &request)) {
+        if let Err(reason) =
+            login::decide(&request, &policy(target, &request, self.limits.receive_bytes))
+        {
             return self.reject(connection, &request, peer, reason);
         }
         let Some(target) = target else {
@@ -131,11 +160,10 @@ impl<P: Platform> PollGroup<P> {
             it_iu_bytes_max: request.it_iu_bytes,
             ti_iu_bytes_max: u32::try_from(lunar_srp::iu::RESPONSE_BYTES_MAX).unwrap_or(0),
             formats: FORMATS,
-            others: match (known, request.action) {
-                (None, Action::Multi) => OtherChannels::None,
-                (None, Action::Single) => OtherChannels::None,
-                (Some(_), Action::Multi) => OtherChannels::Maintained,
-                (Some(_), Action::Single) => OtherChannels::Terminated,
+            others: match (known, terminated) {
+                (Some(_), _) => OtherChannels::Maintained,
+                (None, true) => OtherChannels::Terminated,
+                (None, false) => OtherChannels::None,
             },
             immediate: false,
         };
@@ -200,7 +228,7 @@ impl<P: Platform> PollGroup<P> {
         };
         // The group's index makes handles unique over all groups.
         let handle = self.next_nexus << 8 | u32::from(self.index);
-        self.next_nexus += 1;
+        self.next_nexus = self.next_nexus.wrapping_add(1).max(1);
         let cap = self.limits.nexus_share_bytes;
         let nexus = &mut self.nexuses[place];
         *nexus = Nexus::new(cap, cap);
@@ -213,7 +241,7 @@ impl<P: Platform> PollGroup<P> {
         nexus.luns = visible_luns(target, nexus).iter().map(NexusLun::new).collect();
         nexus.index_luns();
         let (initiator, target) = (nexus.initiator, nexus.target);
-        self.tell_event(Event::Login { nexus: handle, initiator, target, peer });
+        self.tell(FromGroup::Event(Event::Login { nexus: handle, initiator, target, peer }));
         u32::try_from(place).unwrap_or(NONE)
     }
 
@@ -229,7 +257,11 @@ impl<P: Platform> PollGroup<P> {
         let length = login::encode_reject(reason, request.tag, &mut private_data).unwrap_or(0);
         self.hca.reject(connection, private_data.get(..length).unwrap_or(&[]));
         let configuration = self.configuration.clone();
-        let policy = policy(configuration.target_of_port(&request.target_port), request);
+        let policy = policy(
+            configuration.target_of_port(&request.target_port),
+            request,
+            self.limits.receive_bytes,
+        );
         self.tell_event(Event::Rejected {
             peer,
             initiator: Some(request.initiator_port),
@@ -346,7 +378,7 @@ impl<P: Platform> PollGroup<P> {
             // The I_T nexus is lost (SAM-6 6.3.4): its task sets and unit attentions go with it.
             nexus.in_use = false;
             let handle = nexus.handle;
-            self.tell_event(Event::Logout { nexus: handle });
+            self.tell(FromGroup::Event(Event::Logout { nexus: handle }));
             self.ends_seen = true;
         }
     }

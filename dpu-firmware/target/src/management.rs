@@ -222,20 +222,19 @@ impl<P: Platform> PollGroup<P> {
         {
             shard.gate = None;
             self.gates_closed -= 1;
+            self.admit_held(unit);
             if mutant::is(Mutant::UnitAttentionAfterGood) {
                 self.establish(unit, closed.cause);
             }
-            self.admit_held(unit);
         }
     }
 
     /// Lets the tasks go on that a gate or a change of `unit` held, unless another one still does.
     pub(crate) fn admit_held(&mut self, unit: u32) {
-        let Some(shard) = self.units.get_mut(unit).filter(|shard| !shard.is_closed()) else {
-            return;
-        };
-        let mut held = std::mem::take(&mut shard.held);
-        while let Some(index) = held.pop(&mut self.links) {
+        // One by one: what a task does may end others that are still held.
+        while let Some(shard) = self.units.get_mut(unit).filter(|shard| !shard.is_closed())
+            && let Some(index) = shard.held.pop(&mut self.links)
+        {
             self.admit(index);
         }
     }

@@ -68,7 +68,7 @@ impl Default for GroupLimits {
         Self {
             slots: 4096,
             channels: 256,
-            receive_bytes: 2176,
+            receive_bytes: 8320,
             card_arena_bytes: 64 << 20,
             nexus_share_bytes: 48 << 20,
             agent_wait_ns: 10_000_000_000,
@@ -277,10 +277,12 @@ impl TaskTable {
         self.0.get(id).map(|_| id)
     }
 
+    #[inline]
     pub(crate) fn claim(&mut self) -> Option<SlotId> {
         self.0.claim()
     }
 
+    #[inline]
     pub(crate) fn release(&mut self, id: SlotId) {
         self.0.release(id);
     }
@@ -319,6 +321,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) card_region: CardRegion<P::Region>,
     pub(crate) card_cache: SgvCache,
     pub(crate) host_cache: Option<SgvCache>,
+    /// Host memory that CardDram operations of the ring are staged in.
+    pub(crate) staging_cache: Option<SgvCache>,
     /// Which life of the host arena `host_cache` is about.
     pub(crate) host_epoch: u32,
     /// The imported arenas, and the ring arena's blob that says which life of it this is.
@@ -339,7 +343,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) wakes: VecDeque<Wake>,
     /// Outcomes of the host that wait for a configuration to be in force here.
     pub(crate) ahead: Vec<lunar_backend::Outcome>,
-    pub(crate) need_buffer: Fifo,
+    /// Tasks that wait for a buffer, by placement.
+    pub(crate) need_buffer: [Fifo; 2],
     pub(crate) need_backend: Fifo,
     /// Slots of task management functions in progress.
     pub(crate) managements: Vec<u32>,
@@ -441,6 +446,7 @@ impl<P: Platform> PollGroup<P> {
             card_region: CardRegion(card),
             card_cache,
             host_cache: None,
+            staging_cache: None,
             host_epoch: 0,
             arenas: Vec::new(),
             attached_to: None,
@@ -456,7 +462,7 @@ impl<P: Platform> PollGroup<P> {
             // Every slot can end between two looks, and each end adds at most three entries.
             wakes: VecDeque::with_capacity(3 * limits.slots as usize),
             ahead: Vec::with_capacity(limits.slots as usize),
-            need_buffer: Fifo::default(),
+            need_buffer: [Fifo::default(); 2],
             need_backend: Fifo::default(),
             managements: Vec::with_capacity(limits.channels as usize),
             ends_seen: false,
@@ -620,10 +626,10 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn poll_ring(&mut self) -> bool {
-        let (Some(ring), Some(host)) = (self.ring.as_mut(), self.host_cache.as_mut()) else {
+        let (Some(ring), Some(staging)) = (self.ring.as_mut(), self.staging_cache.as_mut()) else {
             return false;
         };
-        let mut busy = ring.tick(self.now, host);
+        let mut busy = ring.tick(self.now, staging);
         let mut outcomes = std::mem::take(&mut self.outcomes);
         while let Some(ring) = self.ring.as_mut() {
             let count = ring.poll(&mut outcomes);
@@ -735,6 +741,7 @@ impl<P: Platform> PollGroup<P> {
 }
 
 /// An RDMA request of a data phase.
-pub(crate) fn data_request(operation: SendOperation, local: Sge) -> SendRequest {
-    SendRequest { id: WorkRequestId(0), operation, local, signaled: false }
+#[inline]
+pub(crate) fn data_request(id: WorkRequestId, operation: SendOperation, local: Sge) -> SendRequest {
+    SendRequest { id, operation, local, signaled: false }
 }

@@ -6,7 +6,7 @@
 
 use lunar_platform::{
     CompletionStatus, Platform, Region, RemoteAddress, SendOperation, SendRequest, Sge,
-    WorkCompletion,
+    WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
@@ -14,20 +14,26 @@ use lunar_scsi::status::Status;
 use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::channel::ChannelEvent;
 use lunar_srp::descriptor::DataBuffer;
-use lunar_srp::iu::{self, IuError, Request, Residual, Response};
+use lunar_srp::iu::{self, IuError, Request, Residual, Response, SolicitedNotification};
 
 use crate::channel::MANAGEMENT_RESERVE;
 use crate::fifo::NONE;
+use crate::histogram::Histogram;
 use crate::message::CloseReason;
+use crate::mutant::{self, Mutant};
 use crate::poll_group::{
     CHAIN_MAX, Kind, Message, PollGroup, RESPONSE_STRIDE, data_request, wr_id,
 };
 use crate::statistics::{OperationKind, size_class};
-use crate::task::{Batch, Cursor, Membership, State, Step, Task};
+use crate::task::{Batch, Cursor, Membership, State, Step};
 use crate::trace::Point;
 
 /// Where the CDB starts in an SRP_CMD (SRP 6.8); additional CDB bytes follow its 16.
 const CDB_OFFSET: u16 = 32;
+
+/// Messages beyond its credits that a channel may have waiting: SRP_I_LOGOUT, SRP_CRED_RSP and
+/// SRP_AER_RSP use none.
+const RECEIVES_SPARE: u32 = 4;
 
 /// What to do with a message that was looked at.
 enum Taken {
@@ -61,6 +67,13 @@ impl<P: Platform> PollGroup<P> {
         self.receive_region.messages[index as usize] =
             Message { bytes: completion.length, since: self.now };
         let entry = &mut self.channels[channel as usize];
+        if entry.receives.len() > entry.credit.available() + RECEIVES_SPARE {
+            // More messages than credits, while earlier ones wait for slots: the buffers are all
+            // channels'.
+            self.counters.credit_overruns += 1;
+            self.close_channel(channel, CloseReason::CreditOverrun);
+            return self.repost(index);
+        }
         // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
         entry.state = entry.state.on(ChannelEvent::Established);
         if entry.receives.is_empty() {
@@ -82,10 +95,11 @@ impl<P: Platform> PollGroup<P> {
             match taken {
                 Taken::Waits => return,
                 Taken::Kept | Taken::Finished => {
-                    self.channels[channel as usize]
+                    // Closing the channel has reposted what waited, this one included.
+                    let waited = self.channels[channel as usize]
                         .receives
                         .remove(&mut self.receive_region.links, index);
-                    if matches!(taken, Taken::Finished) {
+                    if waited && matches!(taken, Taken::Finished) {
                         self.repost(index);
                     }
                 }
@@ -95,57 +109,101 @@ impl<P: Platform> PollGroup<P> {
 
     /// Parses the message in receive buffer `index` and starts what it asks for.
     fn take_message(&mut self, channel: u32, index: u32) -> Taken {
-        let Message { bytes, since } = self.receive_region.messages[index as usize];
-        let entry = &mut self.channels[channel as usize];
-        let request = if bytes > entry.it_iu_bytes_max {
-            Err(None)
-        } else {
-            iu::parse(self.receive_region.iu(index, bytes)).map_err(Some)
-        };
-        // One slot is kept for task management, whatever the commands do.
-        let room = match &request {
-            Ok(Request::TaskManagement(_)) => entry.slots_max,
-            Ok(Request::Command(_)) | Err(Some(IuError::Command { .. })) => {
-                entry.slots_max - MANAGEMENT_RESERVE
-            }
-            _ => u32::MAX,
-        };
-        if entry.slots >= room {
-            return Taken::Waits;
+        let bytes = self.receive_region.messages[index as usize].bytes;
+        if bytes > self.channels[channel as usize].it_iu_bytes_max {
+            return self.malformed(channel);
         }
-        let (tag, lun, attribute, solicited) = match &request {
+        match iu::parse(self.receive_region.iu(index, bytes)) {
             Ok(Request::Command(command)) => {
-                (command.tag, command.lun, command.attribute, command.solicited)
+                let iu::Command { tag, lun, attribute, solicited, cdb, data_out, data_in } =
+                    command;
+                let cdb_bytes = u16::try_from(cdb.len()).unwrap_or(0);
+                let started = self.start_task(
+                    channel,
+                    index,
+                    MANAGEMENT_RESERVE,
+                    (tag, lun, attribute, solicited),
+                );
+                let slot = match started {
+                    Ok(slot) => slot,
+                    Err(taken) => return taken,
+                };
+                let task = self.tasks.at_mut(slot);
+                task.cdb_bytes = cdb_bytes;
+                task.cdb_offset = CDB_OFFSET;
+                task.iu_bytes = bytes;
+                task.data_in = data_in;
+                task.data_out = data_out;
+                self.trace_task(slot, Point::Claimed);
+                self.admit(slot);
+                Taken::Kept
             }
             Ok(Request::TaskManagement(management)) => {
-                (management.tag, management.lun, TaskAttribute::Simple, management.solicited)
+                let iu::TaskManagement { tag, lun, function, task_tag, solicited } = management;
+                let about = (tag, lun, TaskAttribute::Simple, solicited);
+                match self.start_task(channel, index, 0, about) {
+                    Ok(slot) => self.start_management(slot, function, task_tag),
+                    Err(taken) => return taken,
+                }
+                Taken::Kept
             }
-            Err(Some(IuError::Command { tag, lun, solicited, .. })) => {
-                (*tag, *lun, TaskAttribute::Simple, *solicited)
+            // A command whose descriptors contradict themselves: it has a tag and can be answered.
+            Err(IuError::Command { tag, lun, solicited, .. }) => {
+                let about = (tag, lun, TaskAttribute::Simple, solicited);
+                let slot = match self.start_task(channel, index, MANAGEMENT_RESERVE, about) {
+                    Ok(slot) => slot,
+                    Err(taken) => return taken,
+                };
+                let task = self.tasks.at_mut(slot);
+                task.unit = NONE;
+                task.status = Status::CheckCondition;
+                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
+                task.state = State::NeedSendRoom;
+                self.advance(slot);
+                Taken::Kept
             }
             Ok(Request::Logout { .. }) => {
                 self.close_channel(channel, CloseReason::Logout);
-                return Taken::Finished;
+                Taken::Finished
             }
-            Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => {
-                return Taken::Finished;
-            }
-            Err(_) => {
-                self.counters.malformed_ius += 1;
-                self.close_channel(channel, CloseReason::MalformedIu);
-                return Taken::Finished;
-            }
-        };
+            Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => Taken::Finished,
+            Err(IuError::Malformed(_)) => self.malformed(channel),
+        }
+    }
+
+    /// The channel sent what no initiator sends.
+    #[cold]
+    fn malformed(&mut self, channel: u32) -> Taken {
+        self.counters.malformed_ius += 1;
+        self.close_channel(channel, CloseReason::MalformedIu);
+        Taken::Finished
+    }
+
+    /// Claims a slot for the request in receive buffer `index`, leaving `reserve` slots of its channel:
+    /// one is kept for task management, whatever the commands do. Gives the slot's index, or what
+    /// becomes of the message when there is none.
+    #[inline(always)] // Two of its three callers are rare.
+    fn start_task(
+        &mut self,
+        channel: u32,
+        index: u32,
+        reserve: u32,
+        (tag, lun, attribute, solicited): (u64, [u8; 8], TaskAttribute, SolicitedNotification),
+    ) -> Result<u32, Taken> {
+        let entry = &mut self.channels[channel as usize];
+        if entry.slots >= entry.slots_max - reserve {
+            return Err(Taken::Waits);
+        }
         if entry.credit.take().is_err() {
             self.counters.credit_overruns += 1;
             self.close_channel(channel, CloseReason::CreditOverrun);
-            return Taken::Finished;
+            return Err(Taken::Finished);
         }
         let Some(id) = self.tasks.claim() else {
             // The promises to all channels add up to at most the number of slots.
             debug_assert!(false, "slots were promised twice");
             self.close_channel(channel, CloseReason::WorkRequestFailed);
-            return Taken::Finished;
+            return Err(Taken::Finished);
         };
         entry.slots += 1;
         let nexus_index = entry.nexus;
@@ -155,44 +213,21 @@ impl<P: Platform> PollGroup<P> {
         let unit =
             place.and_then(|place| nexus.luns.get(place as usize)).map_or(NONE, |lun| lun.unit);
         let task = self.tasks.at_mut(id.index);
-        *task = Task {
-            channel,
-            nexus: nexus_index,
-            lun: place.unwrap_or(NONE),
-            unit,
-            tag,
-            attribute,
-            notification: solicited,
-            receive: index,
-            started: since,
-            ..Task::vacant()
-        };
-        match request {
-            Ok(Request::Command(command)) => {
-                task.cdb_bytes = u16::try_from(command.cdb.len()).unwrap_or(0);
-                task.cdb_offset = CDB_OFFSET;
-                task.iu_bytes = bytes;
-                task.data_in = command.data_in;
-                task.data_out = command.data_out;
-                self.trace_task(id.index, Point::Claimed);
-                self.admit(id.index);
-            }
-            Ok(Request::TaskManagement(management)) => {
-                self.start_management(id.index, management.function, management.task_tag);
-            }
-            // A command whose descriptors contradict themselves: it has a tag and can be answered.
-            _ => {
-                task.unit = NONE;
-                task.status = Status::CheckCondition;
-                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
-                task.state = State::NeedSendRoom;
-                self.advance(id.index);
-            }
-        }
-        Taken::Kept
+        task.renew();
+        task.channel = channel;
+        task.nexus = nexus_index;
+        task.lun = place.unwrap_or(NONE);
+        task.unit = unit;
+        task.tag = tag;
+        task.attribute = attribute;
+        task.notification = solicited;
+        task.receive = index;
+        task.started = self.receive_region.messages[index as usize].since;
+        Ok(id.index)
     }
 
     /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
+    #[inline(always)]
     pub(crate) fn admit(&mut self, index: u32) {
         let task = self.tasks.at_mut(index);
         if let Some(unit) = self.units.get_mut(task.unit) {
@@ -227,6 +262,9 @@ impl<P: Platform> PollGroup<P> {
         if !channel.is_open() {
             return self.lose(index);
         }
+        if task.holds_lost_host_memory(self.host_epoch) {
+            return task.check(Sense::COMMAND_ABORTED);
+        }
         let room = channel.read_room.min(channel.data_room).min(CHAIN_MAX as u32);
         if room == 0 {
             self.counters.send_waited += 1;
@@ -245,12 +283,10 @@ impl<P: Platform> PollGroup<P> {
             task.transfer_bytes,
             room,
             local,
+            wr_id(Kind::Body, id.index, id.generation),
             SendOperation::RdmaRead,
         );
         let count = self.chain.len() as u32;
-        for request in &mut self.chain {
-            request.id = wr_id(Kind::Body, id.index, id.generation);
-        }
         if let Some(last) = self.chain.last_mut() {
             last.signaled = true;
             last.id = wr_id(Kind::Tail, id.index, id.generation);
@@ -279,13 +315,18 @@ impl<P: Platform> PollGroup<P> {
         let task = self.tasks.at_mut(index);
         let channel_index = task.channel;
         let channel = &mut self.channels[channel_index as usize];
-        if !channel.is_open() {
+        if !channel.is_open() || (task.silent && mutant::is(Mutant::LateWriteAfterAbort)) {
             return self.lose(index);
+        }
+        debug_assert!(task.batch == Batch::None, "one batch at a time");
+        if task.holds_lost_host_memory(self.host_epoch) && task.moves_data_in() {
+            task.status = Status::CheckCondition;
+            task.sense = Some(Sense::COMMAND_ABORTED);
+            task.transfer_bytes = 0;
         }
         self.chain.clear();
         let mut writes = 0;
-        let pushes = task.transfer_bytes != 0 && task.status == Status::Good && task.is_data_in();
-        if pushes && task.cursor.bytes < task.transfer_bytes {
+        if task.moves_data_in() && task.cursor.bytes < task.transfer_bytes {
             let room = channel.data_room.min(CHAIN_MAX as u32);
             if room == 0 {
                 self.counters.send_waited += 1;
@@ -303,12 +344,10 @@ impl<P: Platform> PollGroup<P> {
                 task.transfer_bytes,
                 room,
                 local,
+                wr_id(Kind::Body, id.index, id.generation),
                 SendOperation::RdmaWrite,
             );
             writes = self.chain.len() as u32;
-            for request in &mut self.chain {
-                request.id = wr_id(Kind::Body, id.index, id.generation);
-            }
             channel.data_room -= writes;
             if task.cursor.bytes < task.transfer_bytes && writes != 0 {
                 // More than one batch: this one reports its end, and the next follows then.
@@ -320,7 +359,8 @@ impl<P: Platform> PollGroup<P> {
                 if !self.post_chain(channel_index) {
                     return self.refused(index, channel_index, writes, 0);
                 }
-                return Step::Enter(State::NeedSendRoom);
+                // Its tail brings the task back here.
+                return Step::Wait;
             }
         }
         let receive = std::mem::replace(&mut task.receive, NONE);
@@ -348,11 +388,12 @@ impl<P: Platform> PollGroup<P> {
     fn encode_response(&mut self, index: u32) -> Sge {
         let task = self.tasks.at_mut(index);
         let delta = self.channels[task.channel as usize].credit.response_delta();
-        let mut sense = [0; iu::SENSE_BYTES_MAX];
+        let mut encoded;
         let sense = match (task.status, task.sense.as_ref()) {
             (Status::CheckCondition, Some(code)) => {
-                let length = code.encode(false, &mut sense);
-                sense.get(..length).unwrap_or(&[])
+                encoded = [0; iu::SENSE_BYTES_MAX];
+                let length = code.encode(false, &mut encoded);
+                encoded.get(..length).unwrap_or(&[])
             }
             (_, _) if task.sense_bytes != 0 => {
                 let kept = &self.forwarded_sense[..];
@@ -418,10 +459,11 @@ impl<P: Platform> PollGroup<P> {
             }
         };
         count(&mut entry.counters);
-        entry.latency[kind as usize].record(latency);
+        let bucket = Histogram::bucket(latency);
+        entry.latency[kind as usize].count(bucket);
         if let Some(unit) = self.units.get_mut(unit) {
             count(&mut unit.counters);
-            unit.latency[kind as usize][size_class(bytes)].record(latency);
+            unit.latency[kind as usize][size_class(bytes)].count(bucket);
         }
         self.leave_task_set(nexus, lun, membership, attribute);
     }
@@ -434,6 +476,7 @@ impl<P: Platform> PollGroup<P> {
         };
         let index = id.index;
         let task = self.tasks.at_mut(index);
+        let mut state = Some(task.state);
         let batch = std::mem::take(&mut task.batch);
         let channel_index = task.channel;
         let channel = &mut self.channels[channel_index as usize];
@@ -451,8 +494,9 @@ impl<P: Platform> PollGroup<P> {
         channel.data_room += room;
         if completion.status != CompletionStatus::Success {
             self.close_channel(channel_index, CloseReason::WorkRequestFailed);
+            state = self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state);
         }
-        match self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state) {
+        match state {
             // Closing the channel ended it.
             None => {}
             Some(State::Sending) => self.over(index),
@@ -510,14 +554,55 @@ impl<P: Platform> PollGroup<P> {
 
     /// The queue pair refused a chain: it is closing. Nothing of the chain was queued.
     fn refused(&mut self, index: u32, channel: u32, data: u32, reads: u32) -> Step {
+        self.tasks.at_mut(index).batch = Batch::None;
         let entry = &mut self.channels[channel as usize];
         entry.data_room += data;
         entry.read_room += reads;
-        self.tasks.at_mut(index).batch = Batch::None;
+        // Marked first, so that closing the channel leaves it to this function.
+        let step = self.lose(index);
         if self.channels[channel as usize].is_open() {
             self.close_channel(channel, CloseReason::WorkRequestFailed);
         }
-        self.lose(index)
+        step
+    }
+
+    /// An ended task that nobody answers owed the last credit in play, so no response will carry it:
+    /// an SRP_CRED_REQ does (SRP 6.10), in the task's own slot and place of the send queue. Gives
+    /// whether it was posted; then the slot stays claimed until its SEND completed.
+    pub(crate) fn request_credit(&mut self, index: u32) -> bool {
+        let id = self.tasks.id_at(index);
+        let task = self.tasks.at_mut(index);
+        let channel = task.channel;
+        let entry = &mut self.channels[channel as usize];
+        if !entry.is_open() {
+            return false;
+        }
+        let Some(delta) = entry.credit.credit_request_delta() else { return false };
+        let offset = index as usize * RESPONSE_STRIDE;
+        let out = self.response_region.bytes_mut(offset, RESPONSE_STRIDE);
+        let Some(length) = iu::encode_credit_request(task.tag, delta, false, out) else {
+            return false;
+        };
+        task.batch = Batch::Response(0);
+        task.state = State::Sending;
+        self.chain.clear();
+        self.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, id.index, id.generation),
+            operation: SendOperation::Send,
+            local: Sge {
+                address: self.response_region.base() + offset as u64,
+                length: u32::try_from(length).unwrap_or(0),
+                key: self.response_region.key(),
+            },
+            signaled: true,
+        });
+        if self.post_chain(channel) {
+            return true;
+        }
+        let task = self.tasks.at_mut(index);
+        task.batch = Batch::None;
+        task.state = State::Aborting;
+        false
     }
 
     /// The task's channel is closing: it ends without an answer.
@@ -538,14 +623,42 @@ impl<P: Platform> PollGroup<P> {
         {
             to.copy_from_slice(from);
         }
-        self.tasks.at_mut(index).sense_bytes = u16::try_from(length).unwrap_or(0);
+        let task = self.tasks.at_mut(index);
+        if task.status != Status::Good {
+            task.sense_bytes = u16::try_from(length).unwrap_or(0);
+        }
     }
 }
 
 /// Appends RDMA requests for what `cursor` leaves of `buffer`, at most `room` of them and at most
 /// `transfer_bytes` in all; gives the cursor after them.
-#[allow(clippy::too_many_arguments)] // One loop for both directions; a struct would only rename them.
+#[allow(clippy::too_many_arguments)] // One way for both directions; a struct would only rename them.
+#[inline]
 fn chain_data(
+    chain: &mut Vec<SendRequest>,
+    buffer: &DataBuffer,
+    iu: &[u8],
+    cursor: Cursor,
+    transfer_bytes: u32,
+    room: u32,
+    local: Sge,
+    id: WorkRequestId,
+    operation: fn(RemoteAddress) -> SendOperation,
+) -> Cursor {
+    // Nearly every command has one range, which is one request: `total_bytes` bounds the transfer.
+    if let (DataBuffer::Direct(descriptor), 0) = (buffer, cursor.descriptors) {
+        let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
+        let length = descriptor.length.min(transfer_bytes);
+        chain.push(data_request(id, operation(remote), Sge { length, ..local }));
+        return Cursor { descriptors: 1, bytes: length };
+    }
+    chain_list(chain, buffer, iu, cursor, transfer_bytes, room, local, id, operation)
+}
+
+/// [`chain_data`] for a list of any length.
+#[allow(clippy::too_many_arguments)] // As above.
+#[inline(never)]
+fn chain_list(
     chain: &mut Vec<SendRequest>,
     buffer: &DataBuffer,
     iu: &[u8],
@@ -553,6 +666,7 @@ fn chain_data(
     transfer_bytes: u32,
     room: u32,
     local: Sge,
+    id: WorkRequestId,
     operation: fn(RemoteAddress) -> SendOperation,
 ) -> Cursor {
     let mut left = room;
@@ -564,6 +678,7 @@ fn chain_data(
         let length = descriptor.length.min(rest);
         let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
         chain.push(data_request(
+            id,
             operation(remote),
             Sge { address: local.address + u64::from(cursor.bytes), length, key: local.key },
         ));

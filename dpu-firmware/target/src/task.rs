@@ -144,6 +144,8 @@ pub(crate) struct Task {
     pub at_backend: bool,
     /// The backend had it.
     pub submitted: bool,
+    /// It is in the list of tasks that wait for the backend.
+    pub in_backend_list: bool,
     /// When the initiator wants a solicited event for the response.
     pub notification: SolicitedNotification,
     pub channel: u32,
@@ -161,6 +163,8 @@ pub(crate) struct Task {
     pub data_in: DataBuffer,
     pub data_out: DataBuffer,
     pub buffer: Option<Buffer>,
+    /// Which list of [`PollGroup::need_buffer`] it waits in.
+    pub buffer_list: usize,
     /// Which life of the host arena a host buffer is from.
     pub host_epoch: u32,
     /// Bytes that the command transfers according to its CDB.
@@ -207,6 +211,7 @@ impl Task {
             awaited: false,
             at_backend: false,
             submitted: false,
+            in_backend_list: false,
             notification: SolicitedNotification::default(),
             channel: NONE,
             nexus: NONE,
@@ -220,6 +225,7 @@ impl Task {
             data_in: DataBuffer::None,
             data_out: DataBuffer::None,
             buffer: None,
+            buffer_list: 0,
             host_epoch: 0,
             wanted_bytes: 0,
             transfer_bytes: 0,
@@ -232,6 +238,71 @@ impl Task {
             started: Nanoseconds(0),
             management: None,
         }
+    }
+
+    /// Makes the slot ready for another task, as [`Self::vacant`] gives it. Field by field: of an enum
+    /// only the tag is written, where a whole new value would be built and copied.
+    #[inline]
+    pub(crate) fn renew(&mut self) {
+        // Named one by one, so that no field can be forgotten.
+        let Self {
+            state,
+            membership,
+            attribute,
+            work,
+            silent,
+            awaited,
+            at_backend,
+            submitted,
+            in_backend_list,
+            notification,
+            channel,
+            nexus,
+            lun,
+            unit,
+            tag,
+            receive,
+            iu_bytes,
+            cdb_offset,
+            cdb_bytes,
+            data_in,
+            data_out,
+            buffer,
+            buffer_list,
+            host_epoch,
+            wanted_bytes,
+            transfer_bytes,
+            cursor,
+            batch,
+            access_generation,
+            status,
+            sense,
+            sense_bytes,
+            started,
+            management,
+        } = self;
+        *state = State::Blocked;
+        *membership = Membership::Outside;
+        *attribute = TaskAttribute::Simple;
+        *work = Work::Undecided;
+        (*silent, *awaited, *at_backend) = (false, false, false);
+        (*submitted, *in_backend_list, *buffer_list) = (false, false, 0);
+        *notification = SolicitedNotification::default();
+        (*channel, *nexus, *lun, *unit) = (NONE, NONE, NONE, NONE);
+        (*tag, *receive, *iu_bytes) = (0, NONE, 0);
+        (*cdb_offset, *cdb_bytes) = (0, 0);
+        *data_in = DataBuffer::None;
+        *data_out = DataBuffer::None;
+        *buffer = None;
+        (*host_epoch, *wanted_bytes, *transfer_bytes) = (0, 0, 0);
+        *cursor = Cursor::default();
+        *batch = Batch::None;
+        *access_generation = 0;
+        *status = Status::Good;
+        *sense = None;
+        *sense_bytes = 0;
+        *started = Nanoseconds(0);
+        *management = None;
     }
 
     /// Whether nothing of it is outside: no work request, no backend token.
@@ -261,6 +332,35 @@ impl Task {
         }
     }
 
+    /// Whether its buffer was in a life of the host's memory that is over.
+    #[inline]
+    pub(crate) fn holds_lost_host_memory(&self, host_epoch: u32) -> bool {
+        self.host_epoch != host_epoch
+            && self.buffer.as_ref().is_some_and(|buffer| buffer.placement() == Placement::HostDram)
+    }
+
+    /// Whether its data-in phase moves anything.
+    #[inline]
+    pub(crate) fn moves_data_in(&self) -> bool {
+        self.transfer_bytes != 0 && self.status == Status::Good && self.is_data_in()
+    }
+
+    /// What the backend is asked for; `None` for work that never goes there.
+    #[inline]
+    fn block_request(&self) -> Option<BlockRequest> {
+        Some(match self.work {
+            Work::Block(BlockOperation::Read { lba, blocks }) => BlockRequest::Read { lba, blocks },
+            Work::Block(BlockOperation::Write { lba, blocks, fua }) => {
+                BlockRequest::Write { lba, blocks, fua }
+            }
+            Work::Block(BlockOperation::Flush { lba, blocks }) => {
+                BlockRequest::Flush { lba, blocks }
+            }
+            Work::Forward => BlockRequest::Forward { data_out: self.data_out.total_bytes() != 0 },
+            Work::Parameter(_) | Work::Undecided => return None,
+        })
+    }
+
     /// Which statistics it counts in.
     #[inline]
     pub(crate) fn kind(&self) -> OperationKind {
@@ -272,7 +372,7 @@ impl Task {
     }
 
     /// Ends with `sense`; nothing of the data phase follows.
-    fn check(&mut self, sense: Sense) -> Step {
+    pub(crate) fn check(&mut self, sense: Sense) -> Step {
         self.status = Status::CheckCondition;
         self.sense = Some(sense);
         self.transfer_bytes = 0;
@@ -291,8 +391,9 @@ impl<P: Platform> PollGroup<P> {
     /// Drives the task in slot `index` until it waits for something outside or is over. Every
     /// resume comes through here, after the resumer changed what the task waited for.
     pub(crate) fn advance(&mut self, index: u32) {
+        let mut state = self.tasks.at(index).state;
         loop {
-            let step = match self.tasks.at(index).state {
+            let step = match state {
                 State::Blocked => self.begin(index),
                 State::NeedBuffer => self.claim_buffer(index),
                 State::NeedReadRoom => self.fetch_data_out(index),
@@ -305,9 +406,10 @@ impl<P: Platform> PollGroup<P> {
                 | State::Managing => Step::Wait,
             };
             match step {
-                Step::Enter(state) => {
-                    self.mark_state(index, state);
-                    self.tasks.at_mut(index).state = state;
+                Step::Enter(next) => {
+                    self.mark_state(index, next);
+                    self.tasks.at_mut(index).state = next;
+                    state = next;
                 }
                 Step::Wait => return,
                 Step::Over => return self.over(index),
@@ -323,9 +425,10 @@ impl<P: Platform> PollGroup<P> {
             .nexuses
             .get_mut(task.nexus as usize)
             .and_then(|nexus| nexus.luns.get_mut(task.lun as usize));
+        let lun = lun.filter(|lun| lun.mapped && lun.unit == task.unit);
         let (Some(lun), Some(unit)) = (lun, self.units.get(task.unit).filter(|unit| unit.in_use))
         else {
-            // No such LUN, or its unit was removed while the task was held back.
+            // No such LUN, or it was taken away while the task was held back.
             let unit = std::mem::replace(&mut task.unit, NONE);
             if let Some(shard) = self.units.get_mut(unit) {
                 shard.active -= 1;
@@ -345,6 +448,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Carries out the device server's verdict.
+    #[inline(always)] // The one way out of `begin`; its verdict need not go through memory.
     fn follow(&mut self, index: u32, verdict: Verdict) -> Step {
         let task = self.tasks.at_mut(index);
         match verdict {
@@ -383,6 +487,10 @@ impl<P: Platform> PollGroup<P> {
             }
             Verdict::Forward => {
                 task.work = Work::Forward;
+                if task.data_out.total_bytes() != 0 && task.data_in.total_bytes() != 0 {
+                    // No command for disks moves data both ways, and the ring has one buffer each.
+                    return task.check(Sense::INVALID_INFORMATION_UNIT);
+                }
                 // The card does not know what the command transfers; the initiator's buffer says
                 // how much it can be.
                 task.wanted_bytes = task.data_out.total_bytes().max(task.data_in.total_bytes());
@@ -397,29 +505,40 @@ impl<P: Platform> PollGroup<P> {
 
     /// In `NeedBuffer` for the first time: takes a buffer unless others wait already.
     fn claim_buffer(&mut self, index: u32) -> Step {
-        if self.need_buffer.is_empty()
+        // A list for each placement: who lacks host memory holds up nobody who needs the card's.
+        let list = self.placement(index) as usize;
+        if self.need_buffer[list].is_empty()
             && let Some(step) = self.try_claim_buffer(index)
         {
             return step;
         }
         self.counters.buffers_waited += 1;
-        self.need_buffer.push(&mut self.links, index);
+        self.tasks.at_mut(index).buffer_list = list;
+        self.need_buffer[list].push(&mut self.links, index);
         Step::Wait
     }
 
-    /// `None` when the arena is exhausted for now.
-    pub(crate) fn try_claim_buffer(&mut self, index: u32) -> Option<Step> {
-        let task = self.tasks.at_mut(index);
-        let nexus = &mut self.nexuses[task.nexus as usize];
-        let placement = match task.work {
+    /// Where the task's buffer is to lie. Without host memory (no agent yet, a revoke announced)
+    /// card memory serves.
+    fn placement(&self, index: u32) -> Placement {
+        let task = self.tasks.at(index);
+        let wished = match task.work {
             Work::Parameter(_) => Placement::CardDram,
             _ => self.units.get(task.unit).map_or(Placement::CardDram, |unit| unit.placement),
         };
+        if self.host_cache.is_some() && !self.releasing { wished } else { Placement::CardDram }
+    }
+
+    /// `None` when the arena is exhausted for now.
+    #[inline(always)]
+    pub(crate) fn try_claim_buffer(&mut self, index: u32) -> Option<Step> {
+        let placement = self.placement(index);
+        let task = self.tasks.at_mut(index);
+        let nexus = &mut self.nexuses[task.nexus as usize];
         let claimed = match (placement, self.host_cache.as_mut()) {
-            (Placement::HostDram, Some(cache)) if !self.releasing => {
+            (Placement::HostDram, Some(cache)) => {
                 cache.claim(task.wanted_bytes, &mut nexus.host_share)
             }
-            // Without host memory (import refused, agent not there yet) card memory serves.
             _ => self.card_cache.claim(task.wanted_bytes, &mut nexus.card_share),
         };
         let buffer = match claimed {
@@ -472,6 +591,9 @@ impl<P: Platform> PollGroup<P> {
     fn submit(&mut self, index: u32) -> Step {
         let token = self.tasks.id_at(index).to_token();
         let task = self.tasks.at_mut(index);
+        if task.holds_lost_host_memory(self.host_epoch) {
+            return task.check(Sense::COMMAND_ABORTED);
+        }
         let Some(unit) = self.units.get_mut(task.unit) else {
             return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
         };
@@ -479,35 +601,29 @@ impl<P: Platform> PollGroup<P> {
             && !crate::mutant::is(crate::mutant::Mutant::NoRecheckAtSubmit)
         {
             let lun = self.nexuses[task.nexus as usize].luns.get(task.lun as usize);
-            let read_only = unit.logical_unit.read_only || lun.is_none_or(|lun| lun.read_only);
             self.counters.rechecks += 1;
+            let Some(lun) = lun.filter(|lun| lun.mapped && lun.unit == task.unit) else {
+                return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
+            };
+            let read_only = unit.logical_unit.read_only || lun.read_only;
             if read_only && matches!(task.work, Work::Block(BlockOperation::Write { .. })) {
                 return task.check(Sense::WRITE_PROTECTED);
             }
             task.access_generation = unit.access_generation;
         }
-        let request = match task.work {
-            Work::Block(BlockOperation::Read { lba, blocks }) => BlockRequest::Read { lba, blocks },
-            Work::Block(BlockOperation::Write { lba, blocks, fua }) => {
-                BlockRequest::Write { lba, blocks, fua }
-            }
-            Work::Block(BlockOperation::Flush { lba, blocks }) => {
-                BlockRequest::Flush { lba, blocks }
-            }
-            Work::Forward => BlockRequest::Forward { data_out: task.data_out.total_bytes() != 0 },
-            Work::Parameter(_) | Work::Undecided => {
-                return task.check(Sense::INTERNAL_TARGET_FAILURE);
-            }
-        };
         let parity = (task.access_generation & 1) as usize;
-        if unit.backend == BackendKind::CardNull {
-            if matches!(request, BlockRequest::Forward { .. }) {
-                return task.check(Sense::INVALID_COMMAND_OPERATION_CODE);
-            }
-            if self.null.submit(token).is_err() {
-                return self.wait_for_backend(index);
+        let taken = if unit.backend == BackendKind::CardNull {
+            match task.work {
+                Work::Block(_) => self.null.submit(token).is_ok(),
+                Work::Forward => return task.check(Sense::INVALID_COMMAND_OPERATION_CODE),
+                Work::Parameter(_) | Work::Undecided => {
+                    return task.check(Sense::INTERNAL_TARGET_FAILURE);
+                }
             }
         } else {
+            let Some(request) = task.block_request() else {
+                return task.check(Sense::INTERNAL_TARGET_FAILURE);
+            };
             let submission = Submission {
                 token,
                 unit: task.unit,
@@ -519,28 +635,33 @@ impl<P: Platform> PollGroup<P> {
                 data_bytes: task.wanted_bytes,
                 cdb: self.receive_region.cdb(task),
             };
-            // Others wait already, and this one is not the first of them.
-            let behind = self.need_backend.head().is_some_and(|head| head != index);
-            let taken = match (self.ring.as_mut(), self.host_cache.as_mut()) {
-                (Some(ring), Some(host)) if !behind => ring.submit(&submission, host).is_ok(),
-                _ => false,
+            let in_host_memory = task
+                .buffer
+                .as_ref()
+                .is_some_and(|buffer| buffer.placement() == Placement::HostDram);
+            // Others wait already and this one is not the first of them; or the host's memory is about
+            // to go, and only what lies there already is still carried out.
+            let waits = match self.releasing {
+                true => !in_host_memory,
+                false => self.need_backend.head().is_some_and(|head| head != index),
             };
-            if !taken {
-                return self.wait_for_backend(index);
+            match (self.ring.as_mut(), self.staging_cache.as_mut()) {
+                (Some(ring), Some(staging)) if !waits => ring.submit(&submission, staging).is_ok(),
+                _ => false,
             }
+        };
+        if !taken {
+            return self.wait_for_backend(index);
         }
-        let task = self.tasks.at_mut(index);
         task.at_backend = true;
         task.submitted = true;
-        if let Some(unit) = self.units.get_mut(task.unit) {
-            unit.at_backend[parity] += 1;
-        }
+        unit.at_backend[parity] += 1;
         self.trace_task(index, Point::Submitted);
         Step::Enter(State::AtBackend)
     }
 
     fn wait_for_backend(&mut self, index: u32) -> Step {
-        if self.need_backend.head() != Some(index) {
+        if !std::mem::replace(&mut self.tasks.at_mut(index).in_backend_list, true) {
             self.counters.backend_waited += 1;
             self.need_backend.push(&mut self.links, index);
         }
@@ -548,12 +669,13 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// The backend's answer: status and sense, then on.
+    #[inline(always)]
     pub(crate) fn on_outcome(&mut self, token: u64, outcome: &lunar_backend::Outcome) {
         let Some(id) = self.tasks.live(token) else {
             self.counters.stale_completions += 1;
             return;
         };
-        if outcome.required_generation > self.configuration.generation {
+        if outcome.required_generation > self.configuration.generation && self.changing.is_none() {
             // The initiator must not hear of it before this group is under that configuration.
             self.ahead.push(*outcome);
             return;
@@ -580,11 +702,10 @@ impl<P: Platform> PollGroup<P> {
         let forwarded = outcome.outcome == lunar_offload_proto::ring::Outcome::Forwarded;
         if forwarded {
             task.status = Status::from_code(outcome.status).unwrap_or(Status::CheckCondition);
-            task.transfer_bytes = if task.is_data_in() {
-                outcome.transferred_bytes.min(task.data_in.total_bytes())
-            } else {
-                task.transfer_bytes
-            };
+            if task.is_data_in() {
+                task.wanted_bytes = outcome.transferred_bytes;
+                task.transfer_bytes = outcome.transferred_bytes.min(task.data_in.total_bytes());
+            }
             self.keep_forwarded_sense(index, outcome);
         } else {
             match device_server::finish(block_outcome(outcome)) {
@@ -613,7 +734,7 @@ impl<P: Platform> PollGroup<P> {
         let is_command = task.management.is_none();
         let buffer = task.buffer.take();
         let host_epoch = task.host_epoch;
-        let fetched = task.is_data_out() && task.cursor.bytes != 0 && !task.submitted;
+        let fetched = !task.submitted && task.cursor.bytes != 0 && task.is_data_out();
         task.membership = Membership::Outside;
         task.receive = NONE;
         if let Some(buffer) = buffer {
@@ -637,25 +758,31 @@ impl<P: Platform> PollGroup<P> {
         if receive != NONE {
             self.repost(receive);
         }
-        self.tasks.release(id);
-        self.trace_over(index);
         if is_command && let Some(unit) = self.units.get_mut(unit) {
             unit.active -= 1;
         }
+        self.ends_seen |= awaited;
+        self.leave_task_set(nexus, lun, membership, attribute);
+        if silent {
+            self.channels[channel as usize].credit.owe();
+            self.nexuses[nexus as usize].counters.aborted += 1;
+            let task = self.tasks.at_mut(index);
+            task.silent = false;
+            task.awaited = false;
+            task.unit = NONE;
+            if self.request_credit(index) {
+                return;
+            }
+        }
+        self.tasks.release(id);
+        self.trace_over(index);
         self.nexuses[nexus as usize].tasks -= 1;
         let entry = &mut self.channels[channel as usize];
         entry.slots -= 1;
-        if silent {
-            entry.credit.owe();
-            self.nexuses[nexus as usize].counters.aborted += 1;
-        }
-        self.ends_seen |= awaited;
-        self.leave_task_set(nexus, lun, membership, attribute);
-        let entry = &self.channels[channel as usize];
         if !entry.receives.is_empty() || !entry.is_open() {
             self.wakes.push_back(Wake::Channel(channel));
         }
-        if !self.need_buffer.is_empty() {
+        if self.need_buffer.iter().any(|list| !list.is_empty()) || !self.need_backend.is_empty() {
             self.wakes.push_back(Wake::Buffers);
         }
     }
@@ -666,7 +793,10 @@ impl<P: Platform> PollGroup<P> {
         while let Some(wake) = self.wakes.pop_front() {
             match wake {
                 Wake::Dormant { nexus, lun } => self.wake_dormant(nexus, lun),
-                Wake::Buffers => self.wake_buffers(),
+                Wake::Buffers => {
+                    self.wake_buffers();
+                    self.wake_backend();
+                }
                 Wake::Channel(channel) => {
                     self.wake_receives(channel);
                     self.settle_channel(channel);
@@ -713,26 +843,35 @@ impl<P: Platform> PollGroup<P> {
 
     /// Gives buffers to the tasks that wait for one, oldest first.
     pub(crate) fn wake_buffers(&mut self) {
-        while let Some(head) = self.need_buffer.head() {
-            let Some(step) = self.try_claim_buffer(head) else { return };
-            self.need_buffer.pop(&mut self.links);
-            if let Step::Enter(state) = step {
-                self.mark_state(head, state);
-                self.tasks.at_mut(head).state = state;
-                self.advance(head);
+        for list in 0..self.need_buffer.len() {
+            while let Some(head) = self.need_buffer[list].head() {
+                let Some(step) = self.try_claim_buffer(head) else { break };
+                self.need_buffer[list].pop(&mut self.links);
+                if let Step::Enter(state) = step {
+                    self.mark_state(head, state);
+                    self.tasks.at_mut(head).state = state;
+                    self.advance(head);
+                }
             }
         }
     }
 
     /// Retries the tasks that wait for room in the ring, oldest first.
     pub(crate) fn wake_backend(&mut self) {
-        while let Some(head) = self.need_backend.head() {
+        for _ in 0..self.need_backend.len() {
+            let Some(head) = self.need_backend.head() else { return };
             self.advance(head);
-            if self.tasks.at(head).state == State::NeedBackend {
+            if self.tasks.at(head).state != State::NeedBackend {
+                // `submit` leaves it where it is; it left the state from the head of the list.
+                self.need_backend.pop(&mut self.links);
+                self.tasks.at_mut(head).in_backend_list = false;
+            } else if self.releasing {
+                // It waits for host memory to return; those behind it may only have to leave it.
+                self.need_backend.pop(&mut self.links);
+                self.need_backend.push(&mut self.links, head);
+            } else {
                 return;
             }
-            // It left the state from the head of the list, where `submit` leaves it.
-            self.need_backend.remove(&mut self.links, head);
         }
     }
 
@@ -760,18 +899,26 @@ impl<P: Platform> PollGroup<P> {
                 }
             }
             State::NeedBuffer => {
-                self.need_buffer.remove(&mut self.links, index);
+                let list = task.buffer_list;
+                self.need_buffer[list].remove(&mut self.links, index);
             }
             State::NeedReadRoom => {
                 self.channels[channel].need_read.remove(&mut self.links, index);
             }
             State::NeedBackend => {
+                task.in_backend_list = false;
                 self.need_backend.remove(&mut self.links, index);
             }
             State::NeedSendRoom => {
                 self.channels[channel].need_send.remove(&mut self.links, index);
             }
-            State::Fetching => {}
+            State::Fetching => {
+                let open = self.channels[channel].is_open();
+                if open && crate::mutant::is(crate::mutant::Mutant::LateWriteAfterAbort) {
+                    (task.silent, task.awaited) = (true, false);
+                    return;
+                }
+            }
             State::AtBackend => {
                 let token = self.tasks.id_at(index).to_token();
                 let on_ring =

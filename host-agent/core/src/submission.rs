@@ -47,6 +47,10 @@ pub(crate) fn decide(
     }
     let unit = units.get(entry.unit.get());
     let operation = entry.operation();
+    if unit.is_none() && entry.configuration_generation.get() < units.generation {
+        // It was removed since: the card drains it, and tells the retry that it is gone.
+        return Verdict::Answer(Outcome::Unavailable, 0);
+    }
     if operation == Operation::Forward {
         return forwarded(side, unit);
     }

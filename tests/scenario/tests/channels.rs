@@ -185,3 +185,42 @@ fn port_ids_choose_the_poll_group_and_every_group_is_used() {
     assert_eq!(logins.iter().sum::<u64>(), 6);
     assert!(logins.iter().all(|logins| *logins > 0), "{logins:?} at {TARGET}");
 }
+
+#[test]
+fn srp_5_4_messages_beyond_the_credits_end_the_channel_before_they_use_up_the_receives() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut good = lab.logged_in(1);
+        let mut bad = lab.logged_in(2);
+        // WRITE(10) of 64 blocks again and again, without a look at the credits.
+        let key = bad.data_key();
+        let mut iu = [0_u8; 64];
+        iu[0] = 0x02;
+        iu[5] = 0x10;
+        iu[32] = 0x2a;
+        iu[40] = 64;
+        iu[48..56].copy_from_slice(&key.base.to_be_bytes());
+        iu[56..60].copy_from_slice(&key.rkey.to_be_bytes());
+        iu[60..64].copy_from_slice(&32_768_u32.to_be_bytes());
+        let mut ended = false;
+        let mut events = Vec::new();
+        for _ in 0..2000 {
+            for _ in 0..40 {
+                if bad.send_raw(&iu).is_err() {
+                    break;
+                }
+            }
+            bad.flush();
+            lab.step();
+            bad.poll(&mut events);
+            ended |= events.drain(..).any(|event| matches!(event, Event::Disconnected));
+            if ended {
+                break;
+            }
+        }
+        assert!(ended, "the channel went on");
+        assert!(lab.groups[0].counters().credit_overruns > 0);
+        let tag = submit(&mut good, 0, &cdbs::test_unit_ready());
+        assert_eq!(lab.response(&mut good, tag).0, 0);
+    }
+}

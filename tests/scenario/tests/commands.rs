@@ -237,3 +237,63 @@ fn a_configuration_that_adds_a_lun_tells_it_by_a_unit_attention_and_touches_noth
         assert_eq!(lab.groups.iter().map(|g| g.counters().disconnects).sum::<u64>(), 0);
     }
 }
+
+#[test]
+fn reads_of_more_pieces_than_a_chain_holds_never_lose_room_however_often() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.logged_in(1);
+        for round in 0..30 {
+            let mut tags = Vec::new();
+            for _ in 0..4 {
+                let cdb = read10(Transfer::new(0, 256));
+                let data = Data::In { offset: 0, bytes: 131_072 };
+                let shape = Shape::Indirect { pieces: 128 };
+                let command = Command { shape, ..Command::new(lun::encode(0), &cdb, data) };
+                tags.push(initiator.submit(&command).expect("room"));
+            }
+            let last = *tags.last().expect("four");
+            assert_eq!(lab.response(&mut initiator, last).0, 0, "round {round}");
+            lab.steps(60);
+            assert_eq!(lab.tasks(), 0, "round {round}");
+        }
+        assert_eq!(lab.groups[0].counters().stale_completions, 0);
+        assert_eq!(initiator.violation_count(), 0);
+    }
+}
+
+#[test]
+fn srp_6_10_a_nexus_whose_every_command_was_reset_by_another_gets_its_credits_by_cred_req() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 2, &small_limits());
+        let mut victim = lab.logged_in(1);
+        let mut other = lab.logged_in(2);
+        for round in 0..12_usize {
+            for _ in 0..32 {
+                let data = Data::Out { offset: 0, bytes: 32_768 };
+                let cdb = write10(Transfer::new(0, 64));
+                // The last credit is kept for task management, and some may be on their way back.
+                if victim.submit(&Command::new(lun::encode(0), &cdb, data)).is_err() {
+                    break;
+                }
+            }
+            victim.flush();
+            lab.steps(round);
+            let function = lunar_scsi::task_set::TaskManagementFunction::LogicalUnitReset;
+            other.task_management(function, lun::encode(0), None).expect("room");
+            lab.run(&mut other, |e| matches!(e, Event::TaskManagementResponse { .. }));
+            // What the reset ended silently the victim learns by its own ABORT TASK SET, for which it
+            // needs a credit.
+            lab.run(&mut victim, |_| false);
+            assert!(victim.available() > 0, "wedged in round {round}");
+            let function = lunar_scsi::task_set::TaskManagementFunction::AbortTaskSet;
+            victim.task_management(function, lun::encode(0), None).expect("room");
+            lab.run(&mut victim, |e| matches!(e, Event::TaskManagementResponse { .. }));
+        }
+        // A SEND completes when its receiver took it.
+        lab.run(&mut other, |_| false);
+        lab.run(&mut victim, |_| false);
+        let states: Vec<_> = lab.groups.iter().flat_map(|group| group.states()).collect();
+        assert_eq!(lab.tasks(), 0, "{hardware:?} {states:?}");
+    }
+}

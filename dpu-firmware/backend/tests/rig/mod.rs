@@ -261,6 +261,7 @@ impl Rig {
             completion_sequence: plan.start,
             data_arena: ARENA,
             data_offset,
+            staging_offset: data_offset,
             staging_bytes_max: plan.staging_bytes_max,
         };
         let cache = |placement, key: LocalKey, base| {

@@ -202,7 +202,7 @@ impl Refusal for CommandFault {
 /// # Errors
 /// [`IuError::Malformed`] when the channel must be closed, [`IuError::Command`] when the command
 /// must be refused.
-#[inline]
+#[inline(always)]
 pub fn parse(iu: &[u8]) -> Result<Request<'_>, IuError> {
     match iu.first() {
         Some(&opcode::COMMAND) => {
@@ -232,7 +232,7 @@ fn explain<'a>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Request<'a>, IuErr
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_command<'a, R: Refusal>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Command<'a>, R> {
     // The low two bits are reserved: the field counts bytes, in dwords.
     let additional_bytes = fixed.additional_cdb & !3;

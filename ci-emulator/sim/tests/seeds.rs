@@ -1,0 +1,24 @@
+//! Whole runs of the simulator, short ones, and the seeds that once found something.
+
+use lunar_sim::{Plan, run};
+
+fn plan(seed: u64, commands: u64) -> Plan {
+    Plan { seed, commands, trace: false }
+}
+
+#[test]
+fn a_short_run_breaks_no_law_and_repeats_exactly() {
+    for seed in 1..=3 {
+        let first = run(plan(seed, 1_500)).unwrap_or_else(|failure| panic!("{}", failure.broken));
+        let second = run(plan(seed, 1_500)).unwrap_or_else(|failure| panic!("{}", failure.broken));
+        assert_eq!((first.hash, first.events), (second.hash, second.events));
+        assert!(first.counts.good > 500, "the load did nothing: {:?}", first.counts);
+        assert!(first.counts.landed > 100, "no write landed: {:?}", first.counts);
+    }
+}
+
+#[test]
+fn another_seed_is_another_run() {
+    let hash = |seed| run(plan(seed, 300)).unwrap_or_else(|failure| panic!("{}", failure.broken)).hash;
+    assert_ne!(hash(1), hash(2));
+}
