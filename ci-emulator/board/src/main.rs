@@ -1,6 +1,6 @@
 //! `emulate`: runs Lunar on the emulator. The processes of a run are this program under other names.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn floor(seconds: f64) -> anyhow::Result<()> {
 fn lunar(arguments: &[String]) -> ExitCode {
     let name = std::iter::once("lunar".to_owned());
     let mut options = lunar_cli::Options::parse_from(name.chain(arguments.iter().cloned()));
-    if options.api == PathBuf::from(lunar_agent::api::SOCKET_DEFAULT)
+    if options.api == Path::new(lunar_agent::api::SOCKET_DEFAULT)
         && let Some(serving) = demonstration::serving()
     {
         options.api = serving;
