@@ -153,12 +153,7 @@ impl Host {
     ///
     /// # Panics
     /// When the rings that the last agent left contradict themselves, or the configuration is bad.
-    pub fn start(
-        &mut self,
-        configuration: Configuration,
-        now: u64,
-        random: &mut Random,
-    ) -> Agent {
+    pub fn start(&mut self, configuration: Configuration, now: u64, random: &mut Random) -> Agent {
         self.epoch += 1;
         let mut pairs = Vec::new();
         let mut recovered = Vec::new();
@@ -184,13 +179,12 @@ impl Host {
             data_offset: u64::from(ring) * DATA_BYTES,
             data_bytes: DATA_BYTES,
         });
-        let arenas = self.blobs.iter().zip([&self.rings, &self.data]).map(|(blob, segment)| {
-            ArenaGeometry {
+        let arenas =
+            self.blobs.iter().zip([&self.rings, &self.data]).map(|(blob, segment)| ArenaGeometry {
                 id: blob.arena.0,
                 blob: blob.encode().to_vec(),
                 bytes: segment.len() as u64,
-            }
-        });
+            });
         let mut core = Core::new(CoreConfig {
             software: "lunar-sim agent".to_owned(),
             epoch: self.epoch,
@@ -198,9 +192,7 @@ impl Host {
             arenas: arenas.collect(),
             rings: rings.collect(),
             configuration_generation: self.generation,
-            recovered: self
-                .card_epoch
-                .map(|card_epoch| Recovered { card_epoch, rings: recovered }),
+            recovered: self.card_epoch.map(|card_epoch| Recovered { card_epoch, rings: recovered }),
             limits: Limits { parked_wait_ns: 20_000_000, ..Limits::default() },
         });
         core.set_configuration(configuration, now).expect("a good configuration");
@@ -208,11 +200,8 @@ impl Host {
         clock.set(now);
         let devices = self.media.iter().map(|(unit, medium)| {
             let disk = Witnessed::new(*unit, medium, &self.landings, random.seed());
-            let lateness = Lateness::Time {
-                clock: clock.clone(),
-                least_ns: DISK_NS.0,
-                most_ns: DISK_NS.1,
-            };
+            let lateness =
+                Lateness::Time { clock: clock.clone(), least_ns: DISK_NS.0, most_ns: DISK_NS.1 };
             (*unit, Delay::new(disk, lateness, random.seed()))
         });
         Agent {

@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lunar_handlers::memory_disk::{Medium, MemoryDisk};
-use lunar_handlers::{BlockDevice, CancelAnswer, Ended, Geometry, HostBuffer, Outcome, Request, RequestId};
+use lunar_handlers::{
+    BlockDevice, CancelAnswer, Ended, Geometry, HostBuffer, Outcome, Request, RequestId,
+};
 use lunar_initiator::oracle::{Content, identify};
 
 /// Bytes of a block of every unit.

@@ -242,7 +242,11 @@ impl Laws {
     ///
     /// # Errors
     /// A block that no order of the writes explains.
-    pub fn judge_medium(&mut self, lun: usize, mut peek: impl FnMut(u64, &mut [u8])) -> Result<(), Broken> {
+    pub fn judge_medium(
+        &mut self,
+        lun: usize,
+        mut peek: impl FnMut(u64, &mut [u8]),
+    ) -> Result<(), Broken> {
         let blocks: Vec<u64> = self.models[lun].written().collect();
         let mut block = vec![0; BLOCK_BYTES as usize];
         for lba in blocks {

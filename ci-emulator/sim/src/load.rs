@@ -171,12 +171,15 @@ impl World {
             1 => (cdbs::request_sense(false, 252).into(), 252),
             2 => (cdbs::report_luns(0, 256).into(), 256),
             3 => (cdbs::read_capacity16(32).into(), 32),
-            4 => (cdbs::mode_sense10(
-                cdbs::ModePage { page: 0x3f, subpage: 0, control: 0, dbd: false },
-                false,
+            4 => (
+                cdbs::mode_sense10(
+                    cdbs::ModePage { page: 0x3f, subpage: 0, control: 0, dbd: false },
+                    false,
+                    255,
+                )
+                .into(),
                 255,
-            )
-            .into(), 255),
+            ),
             5 => (cdbs::test_unit_ready().into(), 0),
             // Unknown to the card: forwarded, and refused by the agent.
             6 => ([0xc5, 0, 0, 0, 0, 0].into(), 0),
@@ -209,8 +212,7 @@ impl World {
     fn submit(&mut self, number: usize, lun: usize, cdb: &Cdb, data: Data) -> Option<Tag> {
         let attribute = self.attribute();
         let shape = if data == Data::None { Shape::Direct } else { self.shape() };
-        let command =
-            Command { attribute, shape, ..Command::new(field(lun), cdb.bytes(), data) };
+        let command = Command { attribute, shape, ..Command::new(field(lun), cdb.bytes(), data) };
         let tag = self.channels[number].initiator.submit(&command).ok()?;
         self.commands += 1;
         Some(tag)
@@ -296,11 +298,7 @@ impl World {
                 TaskManagementFunction::LogicalUnitReset => "LOGICAL UNIT RESET: channel, tag",
                 TaskManagementFunction::ClearAca => "CLEAR ACA: channel, tag",
             },
-            [
-                number as u64 * 10 + lun as u64,
-                tag.to_wire(),
-                task.map_or(0, Tag::to_wire),
-            ],
+            [number as u64 * 10 + lun as u64, tag.to_wire(), task.map_or(0, Tag::to_wire)],
         );
         self.remember(number, lun, tag, Purpose::Management(function), None);
     }

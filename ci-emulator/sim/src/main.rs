@@ -161,7 +161,8 @@ mod mutants {
     // Each with the laws that it breaks: another one's alarm would be a mistake of ours.
     pub(crate) const MUTANTS: [(Mutant, &[Law]); 6] = [
         (Mutant::NoRecheckAtSubmit, &[Law::ReadOnly]),
-        (Mutant::GoodBeforeDrain, &[Law::LateWrite]),
+        // An aborted command may also be answered late.
+        (Mutant::GoodBeforeDrain, &[Law::LateWrite, Law::Protocol]),
         (Mutant::NoFlush, &[Law::ReadData]),
         (Mutant::UnitAttentionAfterGood, &[Law::UnitAttention]),
         (Mutant::LateWriteAfterAbort, &[Law::LateWrite]),
@@ -224,6 +225,8 @@ fn run_mutants(_: &Arguments) -> bool {
 
 #[cfg(not(feature = "mutants"))]
 fn run_mutants_hint() -> bool {
-    println!("this build has no mutants: cargo run --release -p lunar-sim --features mutants -- --mutants");
+    println!(
+        "this build has no mutants: cargo run --release -p lunar-sim --features mutants -- --mutants"
+    );
     false
 }

@@ -77,10 +77,14 @@ impl World {
                     [at, tag.to_wire(), u64::from(status) << 8 | u64::from(key.0)],
                 );
                 let Some(mut sent) = self.channels[number].finish(tag) else {
-                    return broken(Law::Protocol, format!("channel {number}: a response for nothing"));
+                    return broken(
+                        Law::Protocol,
+                        format!("channel {number}: a response for nothing"),
+                    );
                 };
                 if response_code.is_some_and(|code| code != 0) {
-                    let text = format!("channel {number}: a command got response code {response_code:?}");
+                    let text =
+                        format!("channel {number}: a command got response code {response_code:?}");
                     return broken(Law::Status, text);
                 }
                 let place = sent.place.take();
@@ -94,11 +98,10 @@ impl World {
                 self.close(number, tag, "its abort was answered with FUNCTION COMPLETE");
             }
             Event::TaskManagementResponse { tag, code } => {
-                self.journal.note("function answered: channel, tag, code", [
-                    at,
-                    tag.to_wire(),
-                    code.into(),
-                ]);
+                self.journal.note(
+                    "function answered: channel, tag, code",
+                    [at, tag.to_wire(), code.into()],
+                );
                 self.on_function(number, tag, code);
             }
             Event::Lost { tag } => {
@@ -163,7 +166,10 @@ impl World {
                 let Sent { lun, purpose, .. } = sent;
                 self.end(lun, purpose, how);
                 // An answer that was on its way may still come.
-                let kept = Sent { purpose: Purpose::Over, ..sent_again(tag, lun, sent.moment, sent.at, sent.place) };
+                let kept = Sent {
+                    purpose: Purpose::Over,
+                    ..sent_again(tag, lun, sent.moment, sent.at, sent.place)
+                };
                 self.channels[other].sent[tag.index()] = Some(kept);
             }
         }
@@ -320,7 +326,10 @@ impl World {
         status: u8,
         sense: (u8, u8, u8),
     ) -> Result<(), Broken> {
-        let outage = self.faults.last_outage.is_none_or(|outage| outage >= at || self.now - outage < OUTAGE_NS);
+        let outage = self
+            .faults
+            .last_outage
+            .is_none_or(|outage| outage >= at || self.now - outage < OUTAGE_NS);
         let invalid = matches!(purpose, Purpose::Other { invalid: true, .. });
         let explained = match (status, sense.0) {
             (GOOD, _) => !invalid,

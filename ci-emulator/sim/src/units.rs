@@ -29,11 +29,41 @@ pub struct Described {
 
 /// The units, by LUN.
 pub const UNITS: [Described; 5] = [
-    Described { unit: 1, stores: false, placement: PlacementKind::CardDram, task_set_type: 1, comes_and_goes: false },
-    Described { unit: 2, stores: true, placement: PlacementKind::HostDram, task_set_type: 1, comes_and_goes: false },
-    Described { unit: 3, stores: true, placement: PlacementKind::CardDram, task_set_type: 1, comes_and_goes: false },
-    Described { unit: 4, stores: true, placement: PlacementKind::HostDram, task_set_type: 0, comes_and_goes: false },
-    Described { unit: 5, stores: true, placement: PlacementKind::HostDram, task_set_type: 1, comes_and_goes: true },
+    Described {
+        unit: 1,
+        stores: false,
+        placement: PlacementKind::CardDram,
+        task_set_type: 1,
+        comes_and_goes: false,
+    },
+    Described {
+        unit: 2,
+        stores: true,
+        placement: PlacementKind::HostDram,
+        task_set_type: 1,
+        comes_and_goes: false,
+    },
+    Described {
+        unit: 3,
+        stores: true,
+        placement: PlacementKind::CardDram,
+        task_set_type: 1,
+        comes_and_goes: false,
+    },
+    Described {
+        unit: 4,
+        stores: true,
+        placement: PlacementKind::HostDram,
+        task_set_type: 0,
+        comes_and_goes: false,
+    },
+    Described {
+        unit: 5,
+        stores: true,
+        placement: PlacementKind::HostDram,
+        task_set_type: 1,
+        comes_and_goes: true,
+    },
 ];
 
 /// What changes in a run.

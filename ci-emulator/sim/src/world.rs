@@ -208,9 +208,10 @@ impl World {
         self.ending = true;
         let deadline = self.now + DRAIN_NS;
         self.until(deadline, "commands are outstanding", |world| {
-            world.is_serving() && world.channels.iter().all(|channel| {
-                channel.initiator.outstanding() == 0 && channel.initiator.is_logged_in()
-            })
+            world.is_serving()
+                && world.channels.iter().all(|channel| {
+                    channel.initiator.outstanding() == 0 && channel.initiator.is_logged_in()
+                })
         })?;
         self.judge_media()?;
         self.log_out()?;

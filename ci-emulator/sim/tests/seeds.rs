@@ -19,6 +19,7 @@ fn a_short_run_breaks_no_law_and_repeats_exactly() {
 
 #[test]
 fn another_seed_is_another_run() {
-    let hash = |seed| run(plan(seed, 300)).unwrap_or_else(|failure| panic!("{}", failure.broken)).hash;
+    let hash =
+        |seed| run(plan(seed, 300)).unwrap_or_else(|failure| panic!("{}", failure.broken)).hash;
     assert_ne!(hash(1), hash(2));
 }

@@ -66,6 +66,8 @@ impl<P: Platform> PollGroup<P> {
 
     /// Timers and everything that waits for time or for rare ends.
     pub(crate) fn slow_work(&mut self) {
+        #[cfg(feature = "mutants")]
+        self.establish_late();
         self.flush_outbox();
         if !self.managements.is_empty() || self.ends_seen {
             self.finish_managements();

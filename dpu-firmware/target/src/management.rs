@@ -183,6 +183,14 @@ impl<P: Platform> PollGroup<P> {
         self.acknowledge_gates();
     }
 
+    /// The mistake of [`Mutant::UnitAttentionAfterGood`], made with the slow work.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn establish_late(&mut self) {
+        for (unit, cause) in std::mem::take(&mut self.late_attentions) {
+            self.establish(unit, cause);
+        }
+    }
+
     /// Unit attentions travel in the gate and are there before their cause's GOOD.
     fn establish(&mut self, unit: u32, cause: GateCause) {
         for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
@@ -218,13 +226,14 @@ impl<P: Platform> PollGroup<P> {
     /// Opens a gate: held tasks go on, and the function of this group that asked for it answers.
     pub(crate) fn open_gate(&mut self, gate: u32, unit: u32) {
         if let Some(shard) = self.units.get_mut(unit)
-            && let Some(closed) = shard.gate.filter(|closed| closed.gate == gate)
+            && let Some(_closed) = shard.gate.filter(|closed| closed.gate == gate)
         {
             shard.gate = None;
             self.gates_closed -= 1;
             self.admit_held(unit);
+            #[cfg(feature = "mutants")]
             if mutant::is(Mutant::UnitAttentionAfterGood) {
-                self.establish(unit, closed.cause);
+                self.late_attentions.push((unit, _closed.cause));
             }
         }
     }

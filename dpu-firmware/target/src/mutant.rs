@@ -13,7 +13,7 @@ pub enum Mutant {
     GoodBeforeDrain,
     /// Data-out in host memory is published without the flush that makes it visible.
     NoFlush,
-    /// Unit attentions are established after a gate has opened instead of before the function answers.
+    /// Unit attentions are established some time after a gate has opened instead of before the function answers.
     UnitAttentionAfterGood,
     /// An aborted task goes on to the backend when its data-out has arrived.
     LateWriteAfterAbort,

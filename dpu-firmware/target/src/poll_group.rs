@@ -332,6 +332,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) ring: Option<RingBackend<P>>,
     /// The host announced that its memory goes; buffers come from the card meanwhile.
     pub(crate) releasing: bool,
+    #[cfg(feature = "mutants")]
+    pub(crate) late_attentions: Vec<(u32, crate::message::GateCause)>,
     /// Since when the ring is detached.
     pub(crate) detached_since: Option<Nanoseconds>,
     pub(crate) tasks: TaskTable,
@@ -453,6 +455,8 @@ impl<P: Platform> PollGroup<P> {
             null: NullBackend::new(limits.slots),
             ring: None,
             releasing: false,
+            #[cfg(feature = "mutants")]
+            late_attentions: Vec::new(),
             detached_since: None,
             tasks: TaskTable(Slots::new(limits.slots, |_| Task::vacant())),
             links: Links::new(limits.slots as usize),
