@@ -54,6 +54,8 @@ pub struct Config {
     pub form: LoginForm,
     /// What happens to the nexus's other channels at login.
     pub action: Action,
+    /// Tells the tags of a nexus's channels apart: each has its own.
+    pub tag_space: u8,
     /// Most commands outstanding at a time, at least 1; the target's credits may allow less.
     pub queue_depth: u32,
     /// Bytes of data memory.
@@ -72,6 +74,7 @@ impl Config {
             target_port,
             form: LoginForm::InfiniBand,
             action: Action::Single,
+            tag_space: 0,
             queue_depth: 128,
             data_bytes: 8 << 20,
             it_iu_bytes: 48 + 20 + 16 * 128,
@@ -272,6 +275,7 @@ impl Initiator {
             pieces: Vec::with_capacity(INLINE_COUNT_MAX),
             statistics: Statistics::default(),
         };
+        initiator.ledger.choose_tags(initiator.config.tag_space);
         initiator.post_receives();
         Ok(initiator)
     }

@@ -292,6 +292,15 @@ impl Ledger {
         }
     }
 
+    /// Chooses which tags are given out, before the first one is: those of different spaces are
+    /// different. The tags of all channels of a nexus must be (SAM-6 4.8: a command identifier is
+    /// unique in its I_T_L nexus).
+    pub fn choose_tags(&mut self, space: u8) {
+        for slot in &mut self.slots {
+            slot.generation = u32::from(space) << 24 | 1;
+        }
+    }
+
     /// Slots, free or not: tags' indexes are below.
     #[must_use]
     pub fn slot_count(&self) -> usize {

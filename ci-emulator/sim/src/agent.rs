@@ -50,7 +50,10 @@ pub struct Host {
     media: BTreeMap<u32, Medium>,
     /// What landed on the media.
     pub landings: Landings,
-    remembered: Option<(u64, u32)>,
+    /// The card's epoch that the rings belong to, kept with them.
+    card_epoch: Option<u64>,
+    /// The last configuration generation.
+    generation: u32,
     epoch: u64,
 }
 
@@ -100,7 +103,8 @@ impl Host {
             blobs: [blob(RINGS, random), blob(DATA, random)],
             media: media.collect(),
             landings: Landings::default(),
-            remembered: None,
+            card_epoch: None,
+            generation: 0,
             epoch: 0,
         };
         host.plug();
@@ -111,6 +115,19 @@ impl Host {
         for (blob, segment) in self.blobs.iter().zip([&self.rings, &self.data]) {
             self.slot.plug(*blob, segment);
         }
+    }
+
+    /// The keeper is gone with its memory; another one offers new memory, which knows of no card.
+    ///
+    /// # Panics
+    /// When this machine has no memory or descriptors for it.
+    pub fn lose_memory(&mut self, random: &mut Random) {
+        self.rings = Segment::memfd("lunar-sim-rings", self.rings.len()).expect("memory");
+        self.data = Segment::memfd("lunar-sim-data", self.data.len()).expect("memory");
+        self.ring_arena = arena_of(&self.rings);
+        self.data_arena = arena_of(&self.data);
+        self.card_epoch = None;
+        self.replug(random);
     }
 
     /// The keeper takes the card's access away and offers the memory anew, under new secrets.
@@ -148,7 +165,7 @@ impl Host {
         for ring in 0..GROUPS {
             let submission = self.window(submission_offset(ring));
             let completion = self.window(completion_offset(ring));
-            if self.remembered.is_some() {
+            if self.card_epoch.is_some() {
                 let (pair, recovery) = RingPair::recover(ring, layout(), submission, completion)
                     .expect("what an agent leaves is sound");
                 pairs.push(pair);
@@ -180,10 +197,10 @@ impl Host {
             boot_id: [9; 16],
             arenas: arenas.collect(),
             rings: rings.collect(),
-            configuration_generation: self.remembered.map_or(0, |(_, generation)| generation),
+            configuration_generation: self.generation,
             recovered: self
-                .remembered
-                .map(|(card_epoch, _)| Recovered { card_epoch, rings: recovered }),
+                .card_epoch
+                .map(|card_epoch| Recovered { card_epoch, rings: recovered }),
             limits: Limits { parked_wait_ns: 20_000_000, ..Limits::default() },
         });
         core.set_configuration(configuration, now).expect("a good configuration");
@@ -310,7 +327,8 @@ impl Agent {
                     }
                 }
                 Effect::RememberCard { epoch, configuration_generation } => {
-                    host.remembered = Some((epoch, configuration_generation));
+                    host.card_epoch = Some(epoch);
+                    host.generation = configuration_generation;
                 }
                 Effect::ArenaRevoked { .. } => self.revoked = true,
                 Effect::Statistics(statistics) => self.statistics = Some(statistics),

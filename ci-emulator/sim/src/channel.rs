@@ -99,6 +99,7 @@ impl Channel {
         let config = Config {
             form: if random.chance(1, 2) { LoginForm::InfiniBand } else { LoginForm::RdmaCm },
             action: if single { Action::Single } else { Action::Multi },
+            tag_space: u8::try_from(number).unwrap_or(0),
             queue_depth: QUEUE_DEPTH,
             data_bytes: stride * QUEUE_DEPTH as usize,
             it_iu_bytes: IT_IU_BYTES_MAX,

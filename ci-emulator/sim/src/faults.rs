@@ -55,14 +55,14 @@ impl World {
                 self.card.stall(group, until);
             }
             11..=16 => self.toggle_read_only(),
-            17..=18 => self.toggle_presence(),
-            19 => self.announce_revoke(),
+            17 => self.toggle_presence(),
+            18..=19 => self.announce_revoke(),
             20 => {
                 // The host's memory goes at once, and its agent with it.
                 self.kill_agent();
                 self.counts.revokes += 1;
-                self.journal.note("the arenas are revoked at once", [0; 3]);
-                self.host.replug(&mut self.random);
+                self.journal.note("the host's memory is gone at once", [0; 3]);
+                self.host.lose_memory(&mut self.random);
                 self.start_later();
             }
             21 => {
@@ -121,6 +121,7 @@ impl World {
         self.counts.revokes += 1;
         if let Some(agent) = self.agent.as_mut() {
             agent.core.revoke(2);
+            self.faults.last_outage = Some(self.now);
             self.faults.revoking = true;
         }
     }

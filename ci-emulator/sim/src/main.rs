@@ -24,6 +24,9 @@ struct Arguments {
     /// Run the deliberate mistakes, each until a seed catches it (needs the feature `mutants`).
     #[arg(long)]
     mutants: bool,
+    /// Run the seeds with one deliberate mistake, by its name, to look at it.
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
     /// Fail when a disturbance missed a task state that it can meet.
     #[arg(long)]
     coverage: bool,
@@ -35,6 +38,11 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     println!("commit {}", commit());
+    if let Some(name) = &arguments.mutant
+        && !choose_by_name(name)
+    {
+        return ExitCode::FAILURE;
+    }
     let good = if arguments.mutants { run_mutants(&arguments) } else { run_seeds(&arguments) };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -146,18 +154,42 @@ fn print_failure(plan: &Plan, failure: &Failure) {
 }
 
 #[cfg(feature = "mutants")]
+mod mutants {
+    use lunar_sim::laws::Law;
+    use lunar_target::mutant::Mutant;
+
+    // Each with the laws that it breaks: another one's alarm would be a mistake of ours.
+    pub(crate) const MUTANTS: [(Mutant, &[Law]); 6] = [
+        (Mutant::NoRecheckAtSubmit, &[Law::ReadOnly]),
+        (Mutant::GoodBeforeDrain, &[Law::LateWrite]),
+        (Mutant::NoFlush, &[Law::ReadData]),
+        (Mutant::UnitAttentionAfterGood, &[Law::UnitAttention]),
+        (Mutant::LateWriteAfterAbort, &[Law::LateWrite]),
+        // The nexus that should have ended goes on, without the unit attention of a new one.
+        (Mutant::LoginBeforeDrain, &[Law::LateWrite, Law::UnitAttention]),
+    ];
+}
+
+#[cfg(feature = "mutants")]
+fn choose_by_name(name: &str) -> bool {
+    let known = mutants::MUTANTS.iter().find(|(mutant, _)| format!("{mutant:?}") == name);
+    match known {
+        Some((mutant, _)) => lunar_target::mutant::choose(*mutant),
+        None => println!("no mutant is called {name}"),
+    }
+    known.is_some()
+}
+
+#[cfg(not(feature = "mutants"))]
+fn choose_by_name(_: &str) -> bool {
+    run_mutants_hint()
+}
+
+#[cfg(feature = "mutants")]
 fn run_mutants(arguments: &Arguments) -> bool {
     use lunar_target::mutant::{Mutant, choose};
-    const MUTANTS: [Mutant; 6] = [
-        Mutant::NoRecheckAtSubmit,
-        Mutant::GoodBeforeDrain,
-        Mutant::NoFlush,
-        Mutant::UnitAttentionAfterGood,
-        Mutant::LateWriteAfterAbort,
-        Mutant::LoginBeforeDrain,
-    ];
     let mut all = true;
-    for mutant in MUTANTS {
+    for (mutant, laws) in mutants::MUTANTS {
         choose(mutant);
         let seeds = arguments.seed..arguments.seed.saturating_add(arguments.seeds);
         let caught = seeds.into_iter().find_map(|seed| {
@@ -166,10 +198,16 @@ fn run_mutants(arguments: &Arguments) -> bool {
         });
         choose(Mutant::None);
         match caught {
-            Some((seed, failure)) => println!(
-                "{mutant:?}: caught by seed {seed} after {} commands: {}",
-                failure.commands, failure.broken
-            ),
+            Some((seed, failure)) => {
+                let as_expected = laws.contains(&failure.broken.law);
+                all &= as_expected;
+                println!(
+                    "{mutant:?}: caught by seed {seed} after {} commands{}: {}",
+                    failure.commands,
+                    if as_expected { "" } else { ", BUT BY ANOTHER LAW" },
+                    failure.broken
+                );
+            }
             None => {
                 all = false;
                 println!("{mutant:?}: NOT caught by {} seeds", arguments.seeds);
@@ -181,6 +219,11 @@ fn run_mutants(arguments: &Arguments) -> bool {
 
 #[cfg(not(feature = "mutants"))]
 fn run_mutants(_: &Arguments) -> bool {
+    run_mutants_hint()
+}
+
+#[cfg(not(feature = "mutants"))]
+fn run_mutants_hint() -> bool {
     println!("this build has no mutants: cargo run --release -p lunar-sim --features mutants -- --mutants");
     false
 }

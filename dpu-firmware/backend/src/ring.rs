@@ -431,7 +431,9 @@ impl<P: Platform> RingBackend<P> {
                 pending: 0,
                 allowed: false,
             },
-            consumed: None,
+            // A ring before this one may have consumed completions without telling the host, which
+            // would count their slots as used.
+            consumed: (setup.completion_sequence != 0).then_some(setup.completion_sequence),
             by_slot: vec![u32::MAX; slots as usize].into_boxed_slice(),
             flights: std::iter::repeat_with(|| Flight::FREE).take(flights).collect(),
             operations: 0,

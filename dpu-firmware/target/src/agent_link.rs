@@ -50,6 +50,8 @@ pub struct AgentLink {
     agent_epoch: u64,
     previous_epoch: u64,
     rings: Vec<Ring>,
+    /// Counts the offers of rings, so that answers to an older one are told apart.
+    offer: u64,
     /// Nexuses that are logged in, by handle: a new agent is told of them.
     nexuses: BTreeMap<u32, NexusEvent>,
     /// Arenas of the current offer, to name the one that is revoked.
@@ -71,6 +73,7 @@ impl AgentLink {
             agent_epoch: 0,
             previous_epoch: 0,
             rings: Vec::new(),
+            offer: 0,
             nexuses: BTreeMap::new(),
             revoking: None,
             statistics_request: None,
@@ -239,6 +242,7 @@ impl AgentLink {
                 .map(|arena| arena.blob.clone())
                 .ok_or_else(|| format!("arena {id} is used by a ring but not described"))
         };
+        self.offer += 1;
         let mut attachments = Vec::with_capacity(setup.rings.len());
         for ring in &setup.rings {
             let group = usize::try_from(ring.group).unwrap_or(usize::MAX);
@@ -251,6 +255,7 @@ impl AgentLink {
                 ));
             }
             let attachment = RingAttachment {
+                offer: self.offer,
                 ring_blob: blob(ring.arena)?,
                 data_blob: blob(ring.data_arena)?,
                 ring: u16::try_from(ring.id)
@@ -288,8 +293,11 @@ impl AgentLink {
                     self.send(to_host::Message::ConfigurationApplied(applied));
                 }
             }
-            Report::RingAttached { ring, in_flight, error } => {
-                self.on_ring_attached(u32::from(ring), in_flight, error);
+            Report::RingAttached { offer, ring, in_flight, error } => {
+                // The groups answer every offer, those too that a newer agent has replaced.
+                if offer == self.offer {
+                    self.on_ring_attached(u32::from(ring), in_flight, error);
+                }
             }
             Report::RingsReleased => {
                 if let Some(arena) = self.revoking.take() {

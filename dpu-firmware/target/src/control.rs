@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lunar_backend::ring::{RingBackend, RingSetup};
-use lunar_dma::sgv::{Placement, SgvCache, Share};
+use lunar_dma::sgv::{Buffer, Placement, SgvCache, Share};
 use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
@@ -58,6 +58,7 @@ impl<P: Platform> PollGroup<P> {
             ToGroup::ReleaseRing => {
                 self.releasing = true;
                 self.trace_all(Point::Revoked);
+                self.refuse_host_waiters();
                 self.continue_release();
             }
         }
@@ -86,7 +87,7 @@ impl<P: Platform> PollGroup<P> {
         self.wake_buffers();
         self.wake_backend();
         self.card_cache.purge(self.now);
-        if let Some(cache) = self.host_cache.as_mut() {
+        for cache in [self.host_cache.as_mut(), self.staging_cache.as_mut()].into_iter().flatten() {
             cache.purge(self.now);
         }
         if self.releasing {
@@ -303,13 +304,15 @@ impl<P: Platform> PollGroup<P> {
         let error = self.try_attach(attachment).err();
         let in_flight =
             self.ring.as_ref().map(|ring| ring.in_flight().collect()).unwrap_or_default();
-        self.tell(FromGroup::RingAttached { ring: attachment.ring, in_flight, error });
+        let RingAttachment { offer, ring, .. } = *attachment;
+        self.tell(FromGroup::RingAttached { offer, ring, in_flight, error });
     }
 
     fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
+        // Who announced a revoke is gone, and its memory is offered again.
+        self.releasing = false;
         let sound = self.ring.as_ref().is_some_and(|ring| ring.fault().is_none());
         if sound && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
-            self.releasing = false;
             // The same host memory as before: the rings go on once the host has reconciled.
             return Ok(());
         }
@@ -477,6 +480,23 @@ impl<P: Platform> PollGroup<P> {
                 task.transfer_bytes = 0;
                 task.state = State::NeedSendRoom;
                 self.advance(index);
+            }
+        }
+    }
+
+    /// An announced revoke begins: what waits for the ring with its data in host memory is answered
+    /// BUSY, as whatever comes to the ring with such data from now on. The ring goes on until it is
+    /// empty; commands with their data on the card wait.
+    fn refuse_host_waiters(&mut self) {
+        let mut waiting = std::mem::take(&mut self.need_backend);
+        while let Some(index) = waiting.pop(&mut self.links) {
+            let task = self.tasks.at_mut(index);
+            let on_host = task.buffer.as_ref().map(Buffer::placement) == Some(Placement::HostDram);
+            if on_host {
+                task.in_backend_list = false;
+                self.advance(index);
+            } else {
+                self.need_backend.push(&mut self.links, index);
             }
         }
     }

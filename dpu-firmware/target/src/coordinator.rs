@@ -66,6 +66,8 @@ pub enum Report {
     RingsReleased,
     /// A group attached its ring.
     RingAttached {
+        /// The offer that is answered.
+        offer: u64,
         /// The ring's number.
         ring: u16,
         /// Operations in flight on it: (token, sequence).
@@ -312,8 +314,8 @@ impl<P: Platform> Coordinator<P> {
                     self.reports.push_back(Report::RingsReleased);
                 }
             }
-            FromGroup::RingAttached { ring, in_flight, error } => {
-                self.reports.push_back(Report::RingAttached { ring, in_flight, error });
+            FromGroup::RingAttached { offer, ring, in_flight, error } => {
+                self.reports.push_back(Report::RingAttached { offer, ring, in_flight, error });
             }
         }
     }

@@ -27,6 +27,8 @@ pub enum GateCause {
 /// One ring pair in host memory, for one poll group.
 #[derive(Clone, Debug)]
 pub struct RingAttachment {
+    /// Which of the agent's offers it is from; comes back with the answer.
+    pub offer: u64,
     /// Export blob of the arena that holds both rings.
     pub ring_blob: Vec<u8>,
     /// Export blob of the arena that holds the data area.
@@ -223,6 +225,8 @@ pub enum FromGroup {
     RingReleased,
     /// The ring was attached, with what is in flight: (token, sequence) pairs.
     RingAttached {
+        /// The offer that is answered.
+        offer: u64,
         /// The ring's number.
         ring: u16,
         /// Operations in flight.

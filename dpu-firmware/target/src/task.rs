@@ -635,18 +635,17 @@ impl<P: Platform> PollGroup<P> {
                 data_bytes: task.wanted_bytes,
                 cdb: self.receive_region.cdb(task),
             };
-            let in_host_memory = task
-                .buffer
-                .as_ref()
-                .is_some_and(|buffer| buffer.placement() == Placement::HostDram);
-            // Others wait already and this one is not the first of them; or the host's memory is about
-            // to go, and only what lies there already is still carried out.
-            let waits = match self.releasing {
-                true => !in_host_memory,
-                false => self.need_backend.head().is_some_and(|head| head != index),
-            };
+            if self.releasing {
+                // Nothing new goes to a ring whose memory is about to go.
+                if task.buffer.as_ref().map(Buffer::placement) == Some(Placement::HostDram) {
+                    return task.end(Status::Busy);
+                }
+                return self.wait_for_backend(index);
+            }
+            // Others wait already, and this one is not the first of them.
+            let behind = self.need_backend.head().is_some_and(|head| head != index);
             match (self.ring.as_mut(), self.staging_cache.as_mut()) {
-                (Some(ring), Some(staging)) if !waits => ring.submit(&submission, staging).is_ok(),
+                (Some(ring), Some(staging)) if !behind => ring.submit(&submission, staging).is_ok(),
                 _ => false,
             }
         };
@@ -865,10 +864,6 @@ impl<P: Platform> PollGroup<P> {
                 // `submit` leaves it where it is; it left the state from the head of the list.
                 self.need_backend.pop(&mut self.links);
                 self.tasks.at_mut(head).in_backend_list = false;
-            } else if self.releasing {
-                // It waits for host memory to return; those behind it may only have to leave it.
-                self.need_backend.pop(&mut self.links);
-                self.need_backend.push(&mut self.links, head);
             } else {
                 return;
             }
