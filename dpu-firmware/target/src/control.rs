@@ -356,7 +356,7 @@ impl<P: Platform> PollGroup<P> {
         }
         // One half for HostDram placement, one to stage CardDram operations: neither waits for the
         // other's memory.
-        let half = attachment.data_bytes / 2 & !0xfff;
+        let half = (attachment.data_bytes / 2) & !0xfff;
         let Some(dma) = self.dma.take() else {
             return Err("the DMA context is in use".into());
         };
