@@ -376,6 +376,8 @@ impl<P: Platform> PollGroup<P> {
         match RingBackend::new(&mut self.memory, dma, setup, self.limits.slots) {
             Ok(mut ring) => {
                 ring.detach();
+                // What the HCA wrote for the ring before this one must not land in its buffers.
+                ring.flush_before_publish();
                 #[cfg(feature = "mutants")]
                 if crate::mutant::is(crate::mutant::Mutant::NoFlush) {
                     ring.set_mutation(lunar_backend::ring::Mutation::FlushSkipped);
