@@ -6,30 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use lunar_firmware::{Card, GroupHardware, Stop};
-use lunar_hca::{
-    DeviceConfig, EmulatedConnection, EmulatedDevice, EmulatedHca, EmulatedListener, Fabric,
-};
+use lunar_hca::{DeviceConfig, Emulated, EmulatedDevice, Fabric};
 use lunar_keeper::client::Notice;
 use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
 use lunar_keeper::{Client, Offer};
 use lunar_pcie::{
-    AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, ExportBlob, HintLine,
-    HostSlot, PlacementMode, Segment,
+    AddressSpace, Backing, CardMemory, DmaConfig, EmulatedDma, ExportBlob, HintLine, HostSlot,
+    PlacementMode, Segment,
 };
-use lunar_platform::{ArenaId, HcaAttributes, Platform};
-
-/// The emulated card.
-#[derive(Debug)]
-pub struct Emulated;
-
-impl Platform for Emulated {
-    type Region = CardRegion;
-    type Connection = EmulatedConnection;
-    type Listener = EmulatedListener;
-    type Hca = EmulatedHca;
-    type Dma = EmulatedDma;
-    type Memory = CardMemory;
-}
+use lunar_platform::{ArenaId, HcaAttributes};
 
 /// The service that initiators ask for on the fabric.
 pub const SERVICE: &str = "card";

@@ -1,7 +1,7 @@
 //! The card: the real poll groups, coordinator and agent link, over the emulated hardware. Here is
 //! only what the firmware's threads do: ticks, sleep, and the carrying of messages.
 
-use lunar_hca::{DeviceConfig, EmulatedDevice, Fabric, Latency};
+use lunar_hca::{DeviceConfig, Emulated, EmulatedDevice, Fabric, Latency};
 use lunar_offload_proto::control::{Limits, feature, hello};
 use lunar_offload_proto::ring::RingLayout;
 use lunar_pcie::{
@@ -13,7 +13,6 @@ use lunar_target::{
     Activity, AgentLink, Coordinator, GroupLimits, GroupParts, PollGroup, State, mailbox,
 };
 
-use crate::platform::Emulated;
 use crate::random::Random;
 use crate::wire::Wire;
 

@@ -15,7 +15,6 @@ mod faults;
 mod journal;
 pub mod laws;
 mod load;
-mod platform;
 mod random;
 mod seen;
 mod units;

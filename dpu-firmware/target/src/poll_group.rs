@@ -24,7 +24,7 @@ use crate::configuration::{BackendKind, Configuration, TRANSFER_BYTES_MAX, Unit}
 use crate::fifo::{Fifo, Links};
 use crate::histogram::Histogram;
 use crate::login::PendingLogin;
-use crate::message::{Event, FromGroup, GateCause, ToGroup};
+use crate::message::{Event, FromGroup, ToGroup};
 use crate::nexus::Nexus;
 use crate::statistics::{Counters, GroupCounters, OPERATIONS, SIZE_CLASSES};
 use crate::task::{State, Task, Wake};
@@ -209,7 +209,6 @@ impl UnitShard {
 #[derive(Clone, Copy)]
 pub(crate) struct GateShard {
     pub gate: u32,
-    pub cause: GateCause,
     pub acknowledged: bool,
     /// When channels that hold it up are torn down.
     pub deadline: Nanoseconds,

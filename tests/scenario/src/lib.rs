@@ -4,27 +4,16 @@
 //! Time is virtual: it moves a microsecond with every [`Lab::step`].
 
 use lunar_dma::sgv::Placement;
-use lunar_hca::{DeviceConfig, EmulatedDevice, EmulatedHca, EmulatedListener, Fabric, Latency};
+use lunar_hca::{DeviceConfig, Emulated, EmulatedDevice, Fabric, Latency};
 use lunar_initiator::{Command, Config, Data, Event, Initiator, Tag};
-use lunar_pcie::{AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, HintLine};
-use lunar_pcie::{HostSlot, PlacementMode};
-use lunar_platform::{HcaAttributes, Nanoseconds, Platform};
+use lunar_pcie::{
+    AddressSpace, Backing, CardMemory, DmaConfig, EmulatedDma, HintLine, HostSlot, PlacementMode,
+};
+use lunar_platform::{HcaAttributes, Nanoseconds};
 use lunar_scsi::unit::{Identity, LogicalUnit};
 use lunar_srp::login::PortId;
 use lunar_target::configuration::{AccessGroup, BackendKind, Configuration, Lun, Target, Unit};
 use lunar_target::{Coordinator, GroupLimits, GroupParts, PollGroup, mailbox};
-
-/// The emulated providers as a platform.
-pub struct Emulated;
-
-impl Platform for Emulated {
-    type Region = CardRegion;
-    type Connection = lunar_hca::EmulatedConnection;
-    type Listener = EmulatedListener;
-    type Hca = EmulatedHca;
-    type Dma = EmulatedDma;
-    type Memory = CardMemory;
-}
 
 /// The target port of [`Lab`]'s target.
 pub const TARGET: PortId = PortId(*b"lunar-target-001");

@@ -1,9 +1,10 @@
 //! The same commands on the emulated HCA, with the model initiator at the other end: the card's cost
 //! with a provider that does move the bytes.
 
+use lunar_hca::Emulated;
 use lunar_hca::Statistics;
 use lunar_initiator::{Command, Event, Initiator};
-use lunar_scenario::{Emulated, Hardware, Lab, small_limits};
+use lunar_scenario::{Hardware, Lab, small_limits};
 use lunar_target::PollGroup;
 
 use crate::allocations;

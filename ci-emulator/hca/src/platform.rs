@@ -1,10 +1,11 @@
-//! The emulated providers as one platform.
+//! The emulated providers as one platform: what every emulated card is made of.
 
-use lunar_hca::{EmulatedConnection, EmulatedHca, EmulatedListener};
 use lunar_pcie::{CardMemory, CardRegion, EmulatedDma};
 use lunar_platform::Platform;
 
-/// The platform that the simulated card runs on.
+use crate::{EmulatedConnection, EmulatedHca, EmulatedListener};
+
+/// A card of emulated providers.
 #[derive(Debug)]
 pub struct Emulated;
 
