@@ -16,7 +16,7 @@ pub(crate) struct Faults {
     /// When the agent or its channel was gone last.
     pub(crate) last_outage: Option<u64>,
     /// The agent asked the card for its arenas.
-    revoking: bool,
+    pub(crate) revoking: bool,
 }
 
 impl Faults {

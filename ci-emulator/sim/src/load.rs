@@ -60,7 +60,9 @@ impl World {
             self.channels[number].pace = self.random.between(1, 24);
         }
         let pace = self.channels[number].pace;
-        if self.random.chance(1, 900) {
+        // Around a revoke more often, so that it meets functions and what they abort.
+        let rarity = if self.faults.revoking { 60 } else { 900 };
+        if self.random.chance(1, rarity) {
             self.send_function(number);
         } else if self.random.chance(1, pace) {
             self.send_command(number);
