@@ -10,7 +10,7 @@ use lunar_core::{
 };
 use lunar_handlers::delay::{Clock, Delay, Lateness};
 use lunar_handlers::memory_disk::Medium;
-use lunar_handlers::{Arena, BlockDevice, CancelAnswer, HostBuffer};
+use lunar_handlers::{Arena, BlockDevice, CancelAnswer};
 use lunar_offload_proto::control::Statistics;
 use lunar_offload_proto::ring::RingLayout;
 use lunar_pcie::{ExportBlob, HostSlot, PlacementMode, Segment};
@@ -341,7 +341,7 @@ impl Agent {
         match self.devices.get_mut(&device.0) {
             Some(disk) => {
                 self.executing.insert(id.0, device.0);
-                disk.submit(id, request, window.as_ref().map(HostBuffer::clone));
+                disk.submit(id, request, window.clone());
             }
             None => self.ended.push((id, lunar_handlers::Outcome::HardwareError)),
         }

@@ -264,13 +264,13 @@ impl World {
             return Ok(());
         };
         let leak = |text: String| Err(Broken { law: Law::Leak, text });
-        for sgv in statistics.sgv.iter().filter(|sgv| sgv.active_bytes != 0) {
+        if let Some(sgv) = statistics.sgv.iter().find(|sgv| sgv.active_bytes != 0) {
             return leak(format!(
                 "poll group {} holds {} bytes of SGV memory (placement {}) for nobody",
                 sgv.group, sgv.active_bytes, sgv.placement
             ));
         }
-        for ring in statistics.rings.iter().filter(|ring| ring.outstanding != 0) {
+        if let Some(ring) = statistics.rings.iter().find(|ring| ring.outstanding != 0) {
             return leak(format!(
                 "{} operations are outstanding in ring {} for nobody",
                 ring.outstanding, ring.ring
@@ -314,7 +314,7 @@ impl World {
         for channel in 0..self.channels.len() {
             self.run_channel(channel)?;
         }
-        if self.steps % TRACE_STEPS == 0 {
+        if self.steps.is_multiple_of(TRACE_STEPS) {
             self.look_at_trace();
             self.look_for_forgotten()?;
         }

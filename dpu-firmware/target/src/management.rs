@@ -173,7 +173,13 @@ impl<P: Platform> PollGroup<P> {
             // The unit is gone here: nothing to drain.
             return self.tell(FromGroup::GateClosed { gate });
         };
-        shard.gate = Some(GateShard { gate, acknowledged: false, deadline });
+        shard.gate = Some(GateShard {
+            gate,
+            #[cfg(feature = "mutants")]
+            cause,
+            acknowledged: false,
+            deadline,
+        });
         self.gates_closed += 1;
         self.trace_unit(unit);
         self.abort_matching(|task| task.unit == unit);

@@ -209,6 +209,9 @@ impl UnitShard {
 #[derive(Clone, Copy)]
 pub(crate) struct GateShard {
     pub gate: u32,
+    /// For the mistake of establishing unit attentions late.
+    #[cfg(feature = "mutants")]
+    pub cause: crate::message::GateCause,
     pub acknowledged: bool,
     /// When channels that hold it up are torn down.
     pub deadline: Nanoseconds,

@@ -229,13 +229,19 @@ fn fuzz(job: &Job<'_>) -> Result<Outcome> {
     Ok(passed(&format!("{} targets, {seconds} s each, {inputs} inputs", targets.len())))
 }
 
+/// With the deliberate mistakes compiled in, so that one build serves both runs; they are off unless
+/// asked for.
 fn sim(job: &Job<'_>) -> Result<Outcome> {
-    if !job.workspace.has_binary("lunar-sim", "sim") {
-        return Ok(Outcome::Skipped("lunar-sim has no binary `sim` yet".into()));
-    }
-    let mut sim = job.binary("lunar-sim", "sim");
-    sim.args(["--seeds", if job.long { "10000" } else { "8" }]);
-    job.run_each([sim])
+    let lunar_sim = |arguments: &[&str]| {
+        let mut sim = job.cargo(&["run", "--release", "--locked", "--package", "lunar-sim"]);
+        sim.args(["--features", "mutants", "--"]).args(arguments);
+        sim
+    };
+    let seeds = if job.long { "10000" } else { "24" };
+    job.run_each([
+        lunar_sim(&["--seeds", seeds, "--commands", "20000", "--coverage"]),
+        lunar_sim(&["--mutants", "--seeds", "20"]),
+    ])
 }
 
 fn figures(job: &Job<'_>) -> Result<Outcome> {
