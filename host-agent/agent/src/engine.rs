@@ -241,6 +241,9 @@ impl Engine {
     fn take(&mut self, message: ToEngine, now_ns: u64) {
         match message {
             ToEngine::CardConnected { connection } => {
+                // What was said before is for the connection before, which may have come and gone in
+                // this same turn.
+                self.carry_out(now_ns);
                 self.connection = connection;
                 self.card = Card::default();
                 self.core.on_control_connected(now_ns);

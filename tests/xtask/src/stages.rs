@@ -143,7 +143,7 @@ fn clippy(job: &Job<'_>) -> Result<Outcome> {
 
 fn doc(job: &Job<'_>) -> Result<Outcome> {
     let mut doc = job.cargo(&["doc", "--workspace", "--no-deps", "--lib", "--locked"]);
-    doc.env("RUSTDOCFLAGS", "-D warnings");
+    doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links");
     job.run_each([doc])
 }
 
