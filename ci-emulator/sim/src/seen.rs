@@ -313,7 +313,10 @@ impl World {
         }
         let ignores = matches!(purpose, Purpose::Other { ignores_attention: true, .. });
         let absent = status == CHECK_CONDITION && (sense.0, sense.1) == (ILLEGAL_REQUEST, 0x25);
-        if ignores || absent { Ok(()) } else { self.laws.on_answer(nexus, lun, moment) }
+        // A command that was held too long is refused before it is looked at (SAM-6 5.3.3: BUSY goes
+        // before a unit attention, which stays).
+        let refused = status == BUSY;
+        if ignores || absent || refused { Ok(()) } else { self.laws.on_answer(nexus, lun, moment) }
     }
 
     /// Every answer but GOOD has a cause.

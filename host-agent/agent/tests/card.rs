@@ -1,7 +1,7 @@
 //! The agent as a process of its own, with a keeper and a scripted card: what a card does, step by step, without any of
 //! the card's code.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -133,9 +133,12 @@ impl Card {
             match self.decoder.next_message().unwrap() {
                 Some(ToCard { message: Some(to_card::Message::Heartbeat(_)) }) => {}
                 Some(message) => return message.message,
-                None => match self.stream.read(&mut bytes).unwrap() {
-                    0 => return None,
-                    length => self.decoder.push(&bytes[..length]),
+                None => match self.stream.read(&mut bytes) {
+                    Ok(0) => return None,
+                    Ok(length) => self.decoder.push(&bytes[..length]),
+                    // It closed before it had read everything; what it had sent came first.
+                    Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                    Err(error) => panic!("{error}"),
                 },
             }
         }
