@@ -626,8 +626,7 @@ mod tests {
     use lunar_srp::iu::{RESPONSE_BYTES_MAX, response_code};
 
     const LUN: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
-    const QUIET: SolicitedNotification =
-        SolicitedNotification { on_success: false, on_failure: false };
+    const QUIET: SolicitedNotification = SolicitedNotification::new(false, false);
     const OFFER: Offer = Offer { lun: LUN, out_bytes: 0, in_bytes: 4096, solicited: QUIET };
 
     fn ledger() -> Ledger {

@@ -1,12 +1,11 @@
-//! Where blocks come from and go to, as the card sees it: the card-local null backend and the
-//! producer of the PCIe ring, behind which the host agent's handlers work.
+//! Where blocks come from and go to, as the card sees it: the producer of the PCIe ring, behind which
+//! the host agent's handlers work.
 //!
 //! Here live operations, their tokens and their outcomes. CDBs are opaque bytes and SCSI status is a
 //! number passed through: what they mean is decided in `scsi` and `target`. One backend belongs to
 //! one poll group; nothing here locks, and nothing allocates after `new`.
 #![forbid(unsafe_code)]
 
-pub mod null;
 pub mod ring;
 
 use lunar_dma::sgv::Buffer;

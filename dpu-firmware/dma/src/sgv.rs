@@ -232,7 +232,8 @@ struct CachedList {
     oldest: u32,
     count: u32,
     hits: u64,
-    total: u64,
+    /// Claims that were no hits.
+    carved: u64,
 }
 
 /// Links of a cached buffer, kept at the index of its first granule.
@@ -256,7 +257,6 @@ pub struct SgvCache {
     purge_after_ns: u64,
     held_bytes: u64,
     high_water_bytes: u64,
-    cached_bytes: u64,
     lists: [CachedList; CLASSES_MAX],
     nodes: Box<[CachedNode]>,
     buddy: Buddy,
@@ -305,7 +305,6 @@ impl SgvCache {
             purge_after_ns: config.purge_after_ns,
             held_bytes: 0,
             high_water_bytes: 0,
-            cached_bytes: 0,
             lists: [CachedList::default(); CLASSES_MAX],
             nodes: vec![CachedNode::default(); granules as usize].into_boxed_slice(),
             buddy: Buddy::new(granules, class_count),
@@ -332,14 +331,9 @@ impl SgvCache {
         let class = self.class_of(bytes);
         let class_bytes = 1_u32 << (self.granule_shift + class as u32);
         let share_after = share.held_bytes + u64::from(class_bytes);
-        if share_after > share.cap_bytes && share.held_bytes != 0 {
-            self.share_fails += 1;
-            return Err(ClaimError::ShareExceeded);
-        }
         let held_after = self.held_bytes + u64::from(class_bytes);
-        if held_after > self.cap_bytes && self.held_bytes != 0 {
-            self.exhausted_fails += 1;
-            return Err(ClaimError::Exhausted);
+        if share_after > share.cap_bytes || held_after > self.cap_bytes {
+            self.check_caps(share, share_after, held_after)?;
         }
         let list = &mut self.lists[class];
         let granule = if list.count != 0 {
@@ -347,8 +341,6 @@ impl SgvCache {
             list.newest = self.nodes[granule as usize].older;
             list.count -= 1;
             list.hits += 1;
-            list.total += 1;
-            self.cached_bytes -= u64::from(class_bytes);
             granule
         } else {
             self.carve(class)?
@@ -364,6 +356,25 @@ impl SgvCache {
             bytes: class_bytes,
             placement: self.placement,
         })
+    }
+
+    /// Whether a claim beyond a cap is allowed all the same: to whoever holds nothing.
+    #[cold]
+    fn check_caps(
+        &mut self,
+        share: &Share,
+        share_after: u64,
+        held_after: u64,
+    ) -> Result<(), ClaimError> {
+        if share_after > share.cap_bytes && share.held_bytes != 0 {
+            self.share_fails += 1;
+            return Err(ClaimError::ShareExceeded);
+        }
+        if held_after > self.cap_bytes && self.held_bytes != 0 {
+            self.exhausted_fails += 1;
+            return Err(ClaimError::Exhausted);
+        }
+        Ok(())
     }
 
     /// Takes a buffer back, on account of the share it was claimed on.
@@ -383,7 +394,6 @@ impl SgvCache {
         debug_assert!(share.held_bytes >= bytes, "{buffer:?} was claimed on another share");
         share.held_bytes = share.held_bytes.saturating_sub(bytes);
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
-        self.cached_bytes += bytes;
         self.push_cached(self.class_of(buffer.bytes), granule as u32, now);
     }
 
@@ -425,7 +435,9 @@ impl SgvCache {
     /// Bytes in cached buffers.
     #[must_use]
     pub fn cached_bytes(&self) -> u64 {
-        self.cached_bytes
+        (0..self.class_count)
+            .map(|class| u64::from(self.lists[class].count) * u64::from(self.class_bytes(class)))
+            .sum()
     }
 
     /// Where this cache's memory is.
@@ -447,12 +459,11 @@ impl SgvCache {
         for (class, (to, from)) in classes.iter_mut().zip(&self.lists).enumerate() {
             if class < self.class_count {
                 let buffer_bytes = self.class_bytes(class);
-                let carved = from.total - from.hits;
                 *to = ClassStatistics {
                     buffer_bytes,
                     hits: from.hits,
-                    total: from.total,
-                    merged: if buffer_bytes > PAGE_BYTES { carved } else { 0 },
+                    total: from.hits + from.carved,
+                    merged: if buffer_bytes > PAGE_BYTES { from.carved } else { 0 },
                     cached: from.count,
                 };
             }
@@ -462,7 +473,7 @@ impl SgvCache {
             class_count: self.class_count,
             arena_bytes: (self.nodes.len() as u64) << self.granule_shift,
             active_bytes: self.held_bytes,
-            inactive_bytes: self.cached_bytes,
+            inactive_bytes: self.cached_bytes(),
             high_water_bytes: self.high_water_bytes,
             share_fails: self.share_fails,
             exhausted_fails: self.exhausted_fails,
@@ -478,7 +489,7 @@ impl SgvCache {
     pub fn reset_statistics(&mut self) {
         for list in &mut self.lists {
             list.hits = 0;
-            list.total = 0;
+            list.carved = 0;
         }
         self.high_water_bytes = self.held_bytes;
         self.share_fails = 0;
@@ -525,7 +536,7 @@ impl SgvCache {
             self.exhausted_fails += 1;
             return Err(ClaimError::Exhausted);
         };
-        self.lists[class].total += 1;
+        self.lists[class].carved += 1;
         Ok(granule)
     }
 
@@ -549,7 +560,6 @@ impl SgvCache {
 
     /// Gives the oldest cached buffer of `class` back to the arena.
     fn give_back_oldest(&mut self, class: usize) {
-        let bytes = self.class_bytes(class);
         let list = &mut self.lists[class];
         if list.count == 0 {
             return;
@@ -557,7 +567,6 @@ impl SgvCache {
         let granule = list.oldest;
         list.oldest = self.nodes[granule as usize].newer;
         list.count -= 1;
-        self.cached_bytes -= u64::from(bytes);
         self.buddy.release(granule, class);
     }
 }

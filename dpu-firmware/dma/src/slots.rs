@@ -65,12 +65,18 @@ impl<T> Slots<T> {
     /// Claims a free slot; `None` when all are claimed. Its value is as the last owner left it.
     #[inline]
     pub fn claim(&mut self) -> Option<SlotId> {
+        self.claim_entry().map(|(id, _)| id)
+    }
+
+    /// As [`Self::claim`], with the value.
+    #[inline]
+    pub fn claim_entry(&mut self) -> Option<(SlotId, &mut T)> {
         let index = self.free;
         let slot = self.slots.get_mut(index as usize)?;
         self.free = slot.next_free;
         slot.generation = slot.generation.wrapping_add(1);
         self.live += 1;
-        Some(SlotId { index, generation: slot.generation })
+        Some((SlotId { index, generation: slot.generation }, &mut slot.value))
     }
 
     /// Releases a slot: `id` and its copies are stale from now on. `false` when it was stale already,
@@ -112,6 +118,15 @@ impl<T> Slots<T> {
     #[must_use]
     pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
         self.slots.get_mut(index as usize).map(|slot| &mut slot.value)
+    }
+
+    /// As [`Self::at_mut`], with the id of the slot's present life, which means something only while
+    /// the slot is claimed.
+    #[inline]
+    #[must_use]
+    pub fn entry(&mut self, index: u32) -> Option<(SlotId, &mut T)> {
+        let slot = self.slots.get_mut(index as usize)?;
+        Some((SlotId { index, generation: slot.generation }, &mut slot.value))
     }
 
     /// The id of the slot at `index`, when it is claimed.

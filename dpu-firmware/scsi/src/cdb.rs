@@ -264,7 +264,7 @@ pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
 
 /// What [`parse`] says of the commands that nearly all are, READ and WRITE of 10 and 16 bytes, if
 /// it accepts them. Separate because as a part of [`parse`] they pay for the results of all others.
-#[inline]
+#[inline(always)]
 pub(crate) fn parse_common(cdb: &[u8]) -> Option<Command> {
     match *cdb.first()? {
         opcode::READ_10 => read_write_10(cdb).ok().map(Command::Read),
@@ -276,7 +276,7 @@ pub(crate) fn parse_common(cdb: &[u8]) -> Option<Command> {
 }
 
 /// The command's own bytes, with its CONTROL byte, the last one, checked.
-#[inline]
+#[inline(always)]
 fn fixed<const LENGTH: usize>(cdb: &[u8]) -> Result<&[u8; LENGTH], Sense> {
     let Some(bytes) = cdb.first_chunk::<LENGTH>() else {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(pointer(cdb.len()), None));
@@ -305,7 +305,7 @@ fn read_write_6(cdb: &[u8]) -> Result<Transfer, Sense> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn read_write_10(cdb: &[u8]) -> Result<Transfer, Sense> {
     let [_, flags, l0, l1, l2, l3, _, b0, b1, _] = *fixed::<10>(cdb)?;
     let lba = u64::from(u32::from_be_bytes([l0, l1, l2, l3]));
@@ -318,7 +318,7 @@ fn read_write_12(cdb: &[u8]) -> Result<Transfer, Sense> {
     transfer(flags, lba, u32::from_be_bytes([b0, b1, b2, b3]), 6)
 }
 
-#[inline]
+#[inline(always)]
 fn read_write_16(cdb: &[u8]) -> Result<Transfer, Sense> {
     let [_, flags, l0, l1, l2, l3, l4, l5, l6, l7, b0, b1, b2, b3, _, _] = *fixed::<16>(cdb)?;
     let lba = u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
@@ -326,7 +326,7 @@ fn read_write_16(cdb: &[u8]) -> Result<Transfer, Sense> {
 }
 
 /// Byte 1 is the same in the 10, 12 and 16-byte commands (SBC-4, READ (10)).
-#[inline]
+#[inline(always)]
 fn transfer(flags: u8, lba: u64, blocks: u32, length_byte: u8) -> Result<Transfer, Sense> {
     if flags & PROTECT != 0 {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(PROTECT_BIT)));

@@ -101,26 +101,21 @@ pub enum Ending {
     Sense(Sense),
 }
 
-/// Parses a CDB and decides: the data path's entry. An unknown command is [`Verdict::Forward`]
-/// where the unit forwards. The command is `None` if there is none that [`cdb::parse`] knows.
+/// The READ or WRITE in `cdb`, if nothing is wrong with it and it has anything to do: the data path's
+/// entry. It builds no sense data, which is what keeps it short; [`begin_cdb`] has the rest.
 #[inline(always)]
-pub fn begin_cdb(
+#[must_use]
+pub fn usual_operation(
     unit: &LogicalUnit,
     lun_read_only: bool,
     cdb: &[u8],
-) -> (Option<Command>, Verdict) {
-    // Nearly every command ends here. Nothing on this path builds sense data, which is what keeps
-    // it short.
-    if let Some(command) = cdb::parse_common(cdb)
-        && let Some(operation) = block_operation(unit, lun_read_only, &command)
-    {
-        return (Some(command), Verdict::Block(operation));
-    }
-    begin_rare_cdb(unit, lun_read_only, cdb)
+) -> Option<BlockOperation> {
+    block_operation(unit, lun_read_only, &cdb::parse_common(cdb)?)
 }
 
-#[inline(never)]
-fn begin_rare_cdb(
+/// Parses a CDB and decides. An unknown command is [`Verdict::Forward`] where the unit forwards. The
+/// command is `None` if there is none that [`cdb::parse`] knows.
+pub fn begin_cdb(
     unit: &LogicalUnit,
     lun_read_only: bool,
     cdb: &[u8],

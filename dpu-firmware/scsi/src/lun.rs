@@ -20,8 +20,18 @@ const EXTENDED_FLAT: u8 = 0xD2;
 ///
 /// There are no buses behind a target, so the bus identifier of a peripheral device address is read
 /// as the number's high bits: that is how older SRP initiators write a number above 255.
+#[inline]
 #[must_use]
 pub fn decode(lun: [u8; 8]) -> Option<LunNumber> {
+    // Nearly every LUN: peripheral device addressing of a number below 256, which is its second byte.
+    let value = u64::from_le_bytes(lun);
+    if value & !0xFF00 == 0 {
+        return Some((value >> 8) as LunNumber);
+    }
+    decode_rare(lun)
+}
+
+fn decode_rare(lun: [u8; 8]) -> Option<LunNumber> {
     let [first, second, third, fourth, rest @ ..] = lun;
     if rest != [0; 4] {
         return None;

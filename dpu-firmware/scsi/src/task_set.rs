@@ -49,6 +49,18 @@ impl TaskSet {
     /// OF QUEUE, keeps a newer SIMPLE waiting as well, and a dormant ORDERED does so by itself.
     #[inline]
     pub fn admit(&mut self, attribute: TaskAttribute) -> bool {
+        // What nearly every task is.
+        if attribute == TaskAttribute::Simple
+            && (self.ordered | self.head_of_queue | self.dormant) == 0
+        {
+            self.simple = self.simple.saturating_add(1);
+            return true;
+        }
+        self.admit_rare(attribute)
+    }
+
+    #[inline(never)]
+    fn admit_rare(&mut self, attribute: TaskAttribute) -> bool {
         let enabled = matches!(attribute, TaskAttribute::HeadOfQueue | TaskAttribute::Aca)
             || (self.dormant == 0 && self.allows(attribute));
         let count = if enabled { self.count(attribute) } else { &mut self.dormant };
@@ -60,7 +72,10 @@ impl TaskSet {
     /// head of its FIFO until that says no.
     #[inline]
     pub fn ended(&mut self, attribute: TaskAttribute) {
-        let count = self.count(attribute);
+        let count = match attribute {
+            TaskAttribute::Simple => &mut self.simple,
+            rare => self.count(rare),
+        };
         *count = count.saturating_sub(1);
     }
 
@@ -107,7 +122,7 @@ impl TaskSet {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn count(&mut self, attribute: TaskAttribute) -> &mut u32 {
         match attribute {
             TaskAttribute::Simple => &mut self.simple,

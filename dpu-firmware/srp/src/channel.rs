@@ -47,6 +47,7 @@ impl ChannelState {
         [Self::Connecting, Self::Live, Self::Disconnecting, Self::Draining, Self::Disconnected];
 
     /// The state after `event`. Events that come late or twice change nothing.
+    #[inline]
     #[must_use]
     pub fn on(self, event: ChannelEvent) -> Self {
         let next = match event {
@@ -143,6 +144,10 @@ impl Credit {
     /// all that is owed. They are the initiator's from now on.
     #[inline]
     pub fn response_delta(&mut self) -> i32 {
+        if self.debt == 0 && self.available < self.limit {
+            self.available = self.available.saturating_add(1);
+            return 1;
+        }
         self.give_back(self.debt.saturating_add(1))
     }
 
@@ -176,7 +181,7 @@ impl Credit {
         self.limit.saturating_sub(self.available)
     }
 
-    #[inline]
+    #[cold]
     fn give_back(&mut self, wanted: u32) -> i32 {
         let given = wanted.min(self.held());
         self.debt = 0;

@@ -8,7 +8,6 @@ use core::fmt;
 
 use zerocopy::FromBytes;
 
-use crate::iu::request::{CommandFault, Refusal};
 use crate::wire;
 
 /// Bytes of one memory descriptor on the wire.
@@ -89,6 +88,15 @@ impl DataBuffer {
     #[inline]
     #[must_use]
     pub fn total_bytes(&self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Direct(descriptor) => descriptor.length,
+            list => list.listed_bytes(),
+        }
+    }
+
+    #[inline(never)]
+    fn listed_bytes(&self) -> u32 {
         match *self {
             Self::None => 0,
             Self::Direct(descriptor) => descriptor.length,
@@ -212,83 +220,79 @@ impl fmt::Display for BufferFault {
 
 /// Parses the descriptor of one direction, which starts `offset` bytes into `iu`. Gives it and where
 /// the next one starts. `count` is the IU's descriptor count for that direction; it means something
-/// for the indirect format only (SRP 6.8). `direction` makes a command's fault of a buffer's.
-#[inline]
-pub(crate) fn parse<R: Refusal>(
+/// for the indirect format only (SRP 6.8).
+pub(crate) fn parse(
     iu: &[u8],
     offset: usize,
     format: u8,
     count: u8,
-    direction: fn(BufferFault) -> CommandFault,
-) -> Result<(DataBuffer, usize), R> {
-    let refuse = |fault| Err(R::because(|| direction(fault)));
+) -> Result<(DataBuffer, usize), BufferFault> {
     match format {
         wire::format::NONE => Ok((DataBuffer::None, offset)),
-        wire::format::DIRECT => parse_direct(iu, offset, direction),
-        wire::format::INDIRECT => parse_indirect(iu, offset, count, direction),
-        wire::format::IMMEDIATE => refuse(BufferFault::Immediate),
-        unknown => refuse(BufferFault::UnknownFormat(unknown)),
+        wire::format::DIRECT => parse_direct(iu, offset),
+        wire::format::INDIRECT => parse_indirect(iu, offset, count),
+        wire::format::IMMEDIATE => Err(BufferFault::Immediate),
+        unknown => Err(BufferFault::UnknownFormat(unknown)),
     }
 }
 
-/// One direct descriptor, which starts `offset` bytes into `iu`; as [`parse`].
+/// The sound direct descriptor that starts `offset` bytes into `iu`.
 #[inline]
-pub(crate) fn parse_direct<R: Refusal>(
-    iu: &[u8],
-    offset: usize,
-    direction: fn(BufferFault) -> CommandFault,
-) -> Result<(DataBuffer, usize), R> {
+pub(crate) fn direct(iu: &[u8], offset: usize) -> Option<Descriptor> {
+    memory_descriptor(iu, offset).filter(Descriptor::is_addressable)
+}
+
+#[inline]
+fn memory_descriptor(iu: &[u8], offset: usize) -> Option<Descriptor> {
+    let bytes = iu.get(offset..offset.saturating_add(DESCRIPTOR_BYTES))?;
+    wire::MemoryDescriptor::ref_from_bytes(bytes).ok().map(Descriptor::from)
+}
+
+fn parse_direct(iu: &[u8], offset: usize) -> Result<(DataBuffer, usize), BufferFault> {
     let end = offset.saturating_add(DESCRIPTOR_BYTES);
-    let descriptor = iu
-        .get(offset..end)
-        .and_then(|bytes| wire::MemoryDescriptor::ref_from_bytes(bytes).ok())
-        .map(Descriptor::from)
-        .ok_or_else(|| R::because(|| direction(beyond_iu(end, iu))))?;
+    let descriptor = memory_descriptor(iu, offset).ok_or_else(|| beyond_iu(end, iu))?;
     if !descriptor.is_addressable() {
-        return Err(R::because(|| direction(address_wraps(&descriptor))));
+        return Err(address_wraps(&descriptor));
     }
     Ok((DataBuffer::Direct(descriptor), end))
 }
 
-fn parse_indirect<R: Refusal>(
+fn parse_indirect(
     iu: &[u8],
     offset: usize,
     inline_count: u8,
-    direction: fn(BufferFault) -> CommandFault,
-) -> Result<(DataBuffer, usize), R> {
-    let refuse = |fault| R::because(|| direction(fault));
+) -> Result<(DataBuffer, usize), BufferFault> {
     let list_offset = offset.saturating_add(INDIRECT_HEAD_BYTES);
     let head = iu
         .get(offset..list_offset)
         .and_then(|bytes| wire::IndirectDescriptor::ref_from_bytes(bytes).ok())
-        .ok_or_else(|| refuse(beyond_iu(list_offset, iu)))?;
+        .ok_or_else(|| beyond_iu(list_offset, iu))?;
     let table = Descriptor::from(&head.table);
     if !table.length.is_multiple_of(DESCRIPTOR_BYTES as u32) {
-        return Err(refuse(BufferFault::TableLength(table.length)));
+        return Err(BufferFault::TableLength(table.length));
     }
     let table_count = table.length >> DESCRIPTOR_BYTES.trailing_zeros();
     let inline_count = u32::from(inline_count);
     if inline_count > table_count {
-        return Err(refuse(BufferFault::CountExceedsTable { inline_count, table_count }));
+        return Err(BufferFault::CountExceedsTable { inline_count, table_count });
     }
     if inline_count < table_count {
-        return Err(refuse(BufferFault::ExternalTable { inline_count, table_count }));
+        return Err(BufferFault::ExternalTable { inline_count, table_count });
     }
     let end = list_offset.saturating_add((inline_count as usize).saturating_mul(DESCRIPTOR_BYTES));
-    let list = inline_list(iu, list_offset, inline_count as usize)
-        .ok_or_else(|| refuse(beyond_iu(end, iu)))?;
+    let list =
+        inline_list(iu, list_offset, inline_count as usize).ok_or_else(|| beyond_iu(end, iu))?;
     let mut sum_bytes = 0_u32;
     for descriptor in list.iter().map(Descriptor::from) {
         if !descriptor.is_addressable() {
-            return Err(refuse(address_wraps(&descriptor)));
+            return Err(address_wraps(&descriptor));
         }
         sum_bytes = sum_bytes.saturating_add(descriptor.length);
     }
     let buffer = DataBuffer::Indirect {
         table,
         // At most 48 + 252 + (20 + 255 * 16) + 20, so nothing is cut.
-        inline_offset: u16::try_from(list_offset)
-            .map_err(|_| refuse(beyond_iu(list_offset, iu)))?,
+        inline_offset: u16::try_from(list_offset).map_err(|_| beyond_iu(list_offset, iu))?,
         inline_count: inline_count as u16,
         // SCST and LIO take lists whose sum differs from the declared total; the lesser is safe.
         total_bytes: head.total_bytes.get().min(sum_bytes),

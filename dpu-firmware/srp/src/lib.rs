@@ -11,7 +11,7 @@
 //! * [`channel`]: the life of a channel and its credits,
 //! * [`wire`]: the bytes as they are on the wire.
 //!
-//! On the data path are [`iu::parse`], [`descriptor::DataBuffer::descriptors`],
+//! On the data path are [`iu::command_head`], [`descriptor::DataBuffer::descriptors`],
 //! [`iu::encode_response`] and [`channel::Credit`].
 #![no_std]
 #![forbid(unsafe_code)]

@@ -11,14 +11,16 @@ use lunar_srp::iu::{
 use proptest::prelude::*;
 
 const LUN: [u8; 8] = [0, 5, 0, 0, 0, 0, 0, 0];
-const QUIET: SolicitedNotification = SolicitedNotification { on_success: false, on_failure: false };
+fn quiet() -> SolicitedNotification {
+    SolicitedNotification::new(false, false)
+}
 
 fn read_layout(data_in: BufferLayout<'_>) -> CommandLayout<'_> {
     CommandLayout {
         tag: 0x0102_0304_0506_0708,
         lun: LUN,
         attribute: TaskAttribute::Simple,
-        solicited: QUIET,
+        solicited: quiet(),
         cdb: &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0],
         data_out: BufferLayout::None,
         data_in,
@@ -57,7 +59,7 @@ fn command_fault(iu: &[u8]) -> CommandFault {
 fn command_with_a_direct_data_in_descriptor_byte_by_byte() {
     let iu = encode(&CommandLayout {
         attribute: TaskAttribute::Ordered,
-        solicited: SolicitedNotification { on_success: false, on_failure: true },
+        solicited: SolicitedNotification::new(false, true),
         ..read_layout(BufferLayout::Direct(Descriptor {
             address: 0x1122_3344_5566_7788,
             key: 0x99aa_bbcc,
@@ -172,13 +174,13 @@ fn task_management_functions_have_their_codes() {
         (ClearAca, 0x40),
     ] {
         assert_eq!(iu::function_code(function), code);
-        iu::encode_task_management(9, LUN, code, 77, QUIET, &mut iu).expect("fits");
+        iu::encode_task_management(9, LUN, code, 77, quiet(), &mut iu).expect("fits");
         let parsed = TaskManagement {
             tag: 9,
             lun: LUN,
             function: Some(function),
             task_tag: 77,
-            solicited: QUIET,
+            solicited: quiet(),
         };
         assert_eq!(iu::parse(&iu), Ok(Request::TaskManagement(parsed)));
     }
@@ -352,7 +354,7 @@ fn attribute() -> impl Strategy<Value = TaskAttribute> {
 
 fn notification() -> impl Strategy<Value = SolicitedNotification> {
     any::<(bool, bool)>()
-        .prop_map(|(on_success, on_failure)| SolicitedNotification { on_success, on_failure })
+        .prop_map(|(on_success, on_failure)| SolicitedNotification::new(on_success, on_failure))
 }
 
 fn residual() -> impl Strategy<Value = Residual> {
@@ -486,7 +488,7 @@ proptest! {
         prop_assert_eq!(iu::parse(&out[..bytes]), Ok(Request::TaskManagement(TaskManagement {
             tag, lun, function: Some(TaskManagementFunction::AbortTaskSet), task_tag, solicited,
         })));
-        let solicited = solicited.on_success;
+        let solicited = solicited.wanted(true);
         let bytes = iu::encode_credit_request(tag, value, solicited, &mut out).expect("fits");
         prop_assert_eq!(
             iu::parse_reply(&out[..bytes]),

@@ -74,6 +74,12 @@ impl Channel {
         matches!(self.state, ChannelState::Connecting | ChannelState::Live)
     }
 
+    /// Whether a data phase waits for room.
+    #[inline]
+    pub(crate) fn is_room_wanted(&self) -> bool {
+        !self.need_send.is_empty() || !self.need_read.is_empty()
+    }
+
     /// Send-queue depth that makes every response of every slot and the data room fit.
     pub(crate) fn send_queue_depth(request_limit: u32) -> u32 {
         // One response per slot (commands and the task management reserve) ...

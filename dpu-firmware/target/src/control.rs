@@ -56,7 +56,7 @@ impl<P: Platform> PollGroup<P> {
                 }
             }
             ToGroup::ReleaseRing => {
-                self.releasing = true;
+                self.kit.releasing = true;
                 self.trace_all(Point::Revoked);
                 self.refuse_host_waiters();
                 self.continue_release();
@@ -69,7 +69,7 @@ impl<P: Platform> PollGroup<P> {
         #[cfg(feature = "mutants")]
         self.establish_late();
         self.flush_outbox();
-        if !self.managements.is_empty() || self.ends_seen {
+        if !self.managements.is_empty() || self.kit.ends_seen {
             self.finish_managements();
         }
         if self.gates_closed != 0 {
@@ -88,11 +88,13 @@ impl<P: Platform> PollGroup<P> {
         // A claim gives up a bounded number of cached buffers, so a waiting one asks again.
         self.wake_buffers();
         self.wake_backend();
-        self.card_cache.purge(self.now);
-        for cache in [self.host_cache.as_mut(), self.staging_cache.as_mut()].into_iter().flatten() {
-            cache.purge(self.now);
+        self.kit.card_cache.purge(self.kit.now);
+        for cache in
+            [self.kit.host_cache.as_mut(), self.kit.staging_cache.as_mut()].into_iter().flatten()
+        {
+            cache.purge(self.kit.now);
         }
-        if self.releasing {
+        if self.kit.releasing {
             self.continue_release();
         }
         self.check_ring_fault();
@@ -101,25 +103,22 @@ impl<P: Platform> PollGroup<P> {
 
     /// Answers BUSY to commands that waited too long for an absent agent (DESIGN section 5).
     fn expire_waiters(&mut self) {
-        let absent = match (self.ring.is_some(), self.detached_since) {
+        let absent = match (self.kit.ring.is_some(), self.detached_since) {
             (true, None) => return,
             (_, since) => since.unwrap_or(Nanoseconds(0)),
         };
-        if self.now.since(absent) < self.limits.agent_wait_ns {
+        if self.kit.now.since(absent) < self.limits.agent_wait_ns {
             return;
         }
-        while let Some(head) = self.need_backend.head() {
-            if self.now.since(self.tasks.at(head).started) < self.limits.agent_wait_ns {
+        while let Some(head) = self.kit.need_backend.head() {
+            if self.kit.now.since(self.tasks.at(head).started) < self.limits.agent_wait_ns {
                 return;
             }
-            self.need_backend.pop(&mut self.links);
+            self.kit.need_backend.pop(&mut self.kit.links);
             let task = self.tasks.at_mut(head);
             task.in_backend_list = false;
-            task.status = Status::Busy;
-            task.transfer_bytes = 0;
-            task.state = State::NeedSendRoom;
-            self.mark_state(head, State::NeedSendRoom);
-            self.advance(head);
+            task.end(Status::Busy);
+            self.answer(head);
         }
     }
 
@@ -128,22 +127,19 @@ impl<P: Platform> PollGroup<P> {
         for unit in 0..u32::try_from(self.units.0.len()).unwrap_or(0) {
             while let Some(shard) = self.units.get_mut(unit)
                 && let Some(head) = shard.held.head()
-                && self.now.since(self.tasks.at(head).started) >= self.limits.agent_wait_ns
+                && self.kit.now.since(self.tasks.at(head).started) >= self.limits.agent_wait_ns
             {
-                shard.held.pop(&mut self.links);
+                shard.held.pop(&mut self.kit.links);
                 shard.active += 1;
-                let task = self.tasks.at_mut(head);
-                task.status = Status::Busy;
-                task.state = State::NeedSendRoom;
-                self.mark_state(head, State::NeedSendRoom);
-                self.advance(head);
+                self.tasks.at_mut(head).end(Status::Busy);
+                self.answer(head);
             }
         }
     }
 
     /// Brings in a snapshot. Units that did not change are not touched.
     fn configure(&mut self, configuration: Arc<Configuration>) {
-        let old = self.configuration.clone();
+        let old = self.kit.configuration.clone();
         let mut drains = Vec::new();
         for unit in &old.units {
             match configuration.unit(unit.handle) {
@@ -237,7 +233,7 @@ impl<P: Platform> PollGroup<P> {
         }) {
             *shard = None;
         }
-        self.configuration = configuration.clone();
+        self.kit.configuration = configuration.clone();
         for place in 0..self.nexuses.len() {
             if self.nexuses[place].in_use {
                 self.remap(place, configuration, &mut fences);
@@ -305,15 +301,15 @@ impl<P: Platform> PollGroup<P> {
     fn attach_ring(&mut self, attachment: &RingAttachment) {
         let error = self.try_attach(attachment).err();
         let in_flight =
-            self.ring.as_ref().map(|ring| ring.in_flight().collect()).unwrap_or_default();
+            self.kit.ring.as_ref().map(|ring| ring.in_flight().collect()).unwrap_or_default();
         let RingAttachment { offer, ring, .. } = *attachment;
         self.tell(FromGroup::RingAttached { offer, ring, in_flight, error });
     }
 
     fn try_attach(&mut self, attachment: &RingAttachment) -> Result<(), String> {
         // Who announced a revoke is gone, and its memory is offered again.
-        self.releasing = false;
-        let sound = self.ring.as_ref().is_some_and(|ring| ring.fault().is_none());
+        self.kit.releasing = false;
+        let sound = self.kit.ring.as_ref().is_some_and(|ring| ring.fault().is_none());
         if sound && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
             // The same host memory as before: the rings go on once the host has reconciled.
             return Ok(());
@@ -382,7 +378,7 @@ impl<P: Platform> PollGroup<P> {
                 if crate::mutant::is(crate::mutant::Mutant::NoFlush) {
                     ring.set_mutation(lunar_backend::ring::Mutation::FlushSkipped);
                 }
-                self.ring = Some(ring);
+                self.kit.ring = Some(ring);
             }
             Err((dma, error)) => {
                 self.dma = Some(dma);
@@ -401,9 +397,9 @@ impl<P: Platform> PollGroup<P> {
                 },
             )
         };
-        self.host_cache = Some(cache(0));
-        self.staging_cache = Some(cache(half));
-        self.releasing = false;
+        self.kit.host_cache = Some(cache(0));
+        self.kit.staging_cache = Some(cache(half));
+        self.kit.releasing = false;
         Ok(())
     }
 
@@ -416,15 +412,15 @@ impl<P: Platform> PollGroup<P> {
 
     /// The agent is gone. Operations in flight stay in flight; new ones wait.
     fn detach_ring(&mut self) {
-        if let Some(ring) = self.ring.as_mut() {
+        if let Some(ring) = self.kit.ring.as_mut() {
             ring.detach();
         }
-        self.detached_since = Some(self.now);
+        self.detached_since = Some(self.kit.now);
         self.trace_all(Point::RingLost);
     }
 
     fn resume_ring(&mut self) {
-        if let Some(ring) = self.ring.as_mut() {
+        if let Some(ring) = self.kit.ring.as_mut() {
             ring.attach();
         }
         self.detached_since = None;
@@ -434,7 +430,7 @@ impl<P: Platform> PollGroup<P> {
     /// The host's memory is gone: what is in flight is lost, tasks with buffers there as well.
     fn reset_ring(&mut self) {
         self.trace_all(Point::RingLost);
-        let Some(mut ring) = self.ring.take() else { return };
+        let Some(mut ring) = self.kit.ring.take() else { return };
         self.lose_host_buffers();
         for outcome in std::mem::take(&mut self.ahead) {
             self.on_outcome(outcome.token, &lunar_backend::Outcome::lost(outcome.token));
@@ -445,13 +441,13 @@ impl<P: Platform> PollGroup<P> {
         self.dma = Some(ring.into_dma());
         self.release_arenas();
         // Buffers that tasks still hold belong to the old arena; `over` knows by the epoch.
-        self.host_cache = None;
-        self.staging_cache = None;
-        self.host_epoch = self.host_epoch.wrapping_add(1);
+        self.kit.host_cache = None;
+        self.kit.staging_cache = None;
+        self.kit.host_epoch = self.kit.host_epoch.wrapping_add(1);
         for nexus in &mut self.nexuses {
             nexus.host_share = Share::new(self.limits.nexus_share_bytes);
         }
-        self.detached_since = Some(self.now);
+        self.detached_since = Some(self.kit.now);
     }
 
     /// Host memory is going: tasks whose data lies there and that wait on the card end with ABORTED
@@ -472,18 +468,15 @@ impl<P: Platform> PollGroup<P> {
             let waited = match task.state {
                 State::NeedBackend => {
                     task.in_backend_list = false;
-                    self.need_backend.remove(&mut self.links, index)
+                    self.kit.need_backend.remove(&mut self.kit.links, index)
                 }
-                State::NeedReadRoom => channel.need_read.remove(&mut self.links, index),
-                State::NeedSendRoom => channel.need_send.remove(&mut self.links, index),
+                State::NeedReadRoom => channel.need_read.remove(&mut self.kit.links, index),
+                State::NeedSendRoom => channel.need_send.remove(&mut self.kit.links, index),
                 _ => false,
             };
             if waited {
-                task.status = Status::CheckCondition;
-                task.sense = Some(Sense::COMMAND_ABORTED);
-                task.transfer_bytes = 0;
-                task.state = State::NeedSendRoom;
-                self.advance(index);
+                task.check(Sense::COMMAND_ABORTED);
+                self.answer(index);
             }
         }
     }
@@ -492,33 +485,33 @@ impl<P: Platform> PollGroup<P> {
     /// BUSY, as whatever comes to the ring with such data from now on. The ring goes on until it is
     /// empty; commands with their data on the card wait.
     fn refuse_host_waiters(&mut self) {
-        let mut waiting = std::mem::take(&mut self.need_backend);
-        while let Some(index) = waiting.pop(&mut self.links) {
+        let mut waiting = std::mem::take(&mut self.kit.need_backend);
+        while let Some(index) = waiting.pop(&mut self.kit.links) {
             let task = self.tasks.at_mut(index);
             let on_host = task.buffer.as_ref().map(Buffer::placement) == Some(Placement::HostDram);
             if on_host {
                 task.in_backend_list = false;
                 self.advance(index);
             } else {
-                self.need_backend.push(&mut self.links, index);
+                self.kit.need_backend.push(&mut self.kit.links, index);
             }
         }
     }
 
     /// An announced revoke: once nothing of the host's memory is in use, it is given back.
     fn continue_release(&mut self) {
-        let in_use = self.ring.as_ref().is_some_and(|ring| ring.outstanding() != 0)
-            || self.host_cache.as_ref().is_some_and(|cache| cache.held_bytes() != 0);
+        let in_use = self.kit.ring.as_ref().is_some_and(|ring| ring.outstanding() != 0)
+            || self.kit.host_cache.as_ref().is_some_and(|cache| cache.held_bytes() != 0);
         if in_use {
             return;
         }
-        self.releasing = false;
+        self.kit.releasing = false;
         self.reset_ring();
         self.tell(FromGroup::RingReleased);
     }
 
     fn check_ring_fault(&mut self) {
-        let Some(fault) = self.ring.as_ref().and_then(RingBackend::fault) else { return };
+        let Some(fault) = self.kit.ring.as_ref().and_then(RingBackend::fault) else { return };
         let text = fault.to_string();
         self.tell_event(Event::RingFault { group: self.index, text });
         self.reset_ring();
@@ -530,13 +523,13 @@ impl<P: Platform> PollGroup<P> {
         while let Some(index) = self.tasks.live_from(from) {
             from = index + 1;
             let task = self.tasks.at(index);
-            self.record(task.tag, point(task.state));
+            self.kit.record(task.tag, point(task.state));
         }
     }
 
     fn fill_statistics(&mut self, out: &mut GroupStatistics) {
         out.group = self.index;
-        out.counters = self.counters;
+        out.counters = self.kit.counters;
         out.nexuses.clear();
         for nexus in self.nexuses.iter().filter(|nexus| nexus.in_use) {
             out.nexuses.push(NexusStatistics {
@@ -561,9 +554,10 @@ impl<P: Platform> PollGroup<P> {
                 latency: shard.latency.clone(),
             });
         }
-        out.card_sgv = Some(self.card_cache.statistics());
-        out.host_sgv = self.host_cache.as_ref().map(SgvCache::statistics);
+        out.card_sgv = Some(self.kit.card_cache.statistics());
+        out.host_sgv = self.kit.host_cache.as_ref().map(SgvCache::statistics);
         out.ring = self
+            .kit
             .ring
             .as_ref()
             .map(|ring| RingShard { counters: ring.statistics(), outstanding: ring.outstanding() });

@@ -12,11 +12,14 @@ mod channel;
 mod control;
 mod coordinator;
 mod fifo;
+mod focus;
+mod kit;
 mod login;
 mod management;
 mod nexus;
 mod poll_group;
 mod report;
+mod resume;
 mod srp_port;
 mod task;
 

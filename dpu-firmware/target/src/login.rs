@@ -71,7 +71,7 @@ impl<P: Platform> PollGroup<P> {
             return self.finish_login(connection, request, peer, true);
         }
         // The answer waits: a late write must not land after the retry that follows it.
-        let deadline = self.now.plus(2 * self.limits.drain_wait_ns);
+        let deadline = self.kit.now.plus(2 * self.limits.drain_wait_ns);
         self.pending_logins.push(PendingLogin { connection, request, peer, deadline });
     }
 
@@ -99,7 +99,7 @@ impl<P: Platform> PollGroup<P> {
             let pending = &self.pending_logins[place];
             let known = self.find_nexus(&pending.request);
             let busy = known.is_some_and(|nexus| !self.is_open(nexus));
-            if busy && self.now < pending.deadline {
+            if busy && self.kit.now < pending.deadline {
                 place += 1;
                 continue;
             }
@@ -130,7 +130,7 @@ impl<P: Platform> PollGroup<P> {
         peer: PeerAddress,
         terminated: bool,
     ) {
-        let configuration = self.configuration.clone();
+        let configuration = self.kit.configuration.clone();
         let target = configuration.target_of_port(&request.target_port);
         if let Err(reason) =
             login::decide(&request, &policy(target, &request, self.limits.receive_bytes))
@@ -149,7 +149,7 @@ impl<P: Platform> PollGroup<P> {
         if !self.has_room_for(target) {
             return self.reject(connection, &request, peer, LoginReject::InsufficientResources);
         }
-        let attributes = self.hca.attributes();
+        let attributes = self.kit.hca.attributes();
         let parameters = QpParameters {
             send_queue_depth: Channel::send_queue_depth(target.request_limit),
             rdma_reads: attributes.rdma_reads_max.min(16),
@@ -170,9 +170,9 @@ impl<P: Platform> PollGroup<P> {
         let mut private_data = [0; 64];
         let length = login::encode_response(&response, &mut private_data).unwrap_or(0);
         let Ok(qp) =
-            self.hca.accept(connection, parameters, private_data.get(..length).unwrap_or(&[]))
+            self.kit.hca.accept(connection, parameters, private_data.get(..length).unwrap_or(&[]))
         else {
-            self.counters.rejects += 1;
+            self.kit.counters.rejects += 1;
             self.tell_event(Event::Rejected {
                 peer,
                 initiator: Some(request.initiator_port),
@@ -188,7 +188,7 @@ impl<P: Platform> PollGroup<P> {
         self.nexuses[nexus as usize].channels += 1;
         self.slots_promised += target.request_limit + MANAGEMENT_RESERVE;
         self.send_depths += parameters.send_queue_depth;
-        self.counters.logins += 1;
+        self.kit.counters.logins += 1;
         self.channels[qp.index as usize] = Channel {
             qp,
             state: ChannelState::Connecting,
@@ -204,7 +204,7 @@ impl<P: Platform> PollGroup<P> {
 
     /// Whether the sums of DESIGN section 4 still hold with one more channel of `target`.
     fn has_room_for(&self, target: &Target) -> bool {
-        let attributes = self.hca.attributes();
+        let attributes = self.kit.hca.attributes();
         // Granted credits + task management reserve <= slots (and SRQ buffers, which are as many).
         let slots = self.slots_promised + target.request_limit + MANAGEMENT_RESERVE;
         // Possible completions: every receive, and every place of every send queue (a flushed queue
@@ -252,11 +252,11 @@ impl<P: Platform> PollGroup<P> {
         peer: PeerAddress,
         reason: LoginReject,
     ) {
-        self.counters.rejects += 1;
+        self.kit.counters.rejects += 1;
         let mut private_data = [0; 64];
         let length = login::encode_reject(reason, request.tag, &mut private_data).unwrap_or(0);
-        self.hca.reject(connection, private_data.get(..length).unwrap_or(&[]));
-        let configuration = self.configuration.clone();
+        self.kit.hca.reject(connection, private_data.get(..length).unwrap_or(&[]));
+        let configuration = self.kit.configuration.clone();
         let policy = policy(
             configuration.target_of_port(&request.target_port),
             request,
@@ -310,7 +310,7 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
-    fn channel_of(&self, qp: QpHandle) -> Option<u32> {
+    pub(crate) fn channel_of(&self, qp: QpHandle) -> Option<u32> {
         self.channels.get(qp.index as usize).filter(|channel| channel.qp == qp).map(|_| qp.index)
     }
 
@@ -323,8 +323,8 @@ impl<P: Platform> PollGroup<P> {
         }
         entry.state = entry.state.on(ChannelEvent::Close);
         let (qp, nexus) = (entry.qp, entry.nexus);
-        self.hca.disconnect(qp);
-        self.counters.disconnects += 1;
+        self.kit.hca.disconnect(qp);
+        self.kit.counters.disconnects += 1;
         let handle = self.nexuses[nexus as usize].handle;
         self.tell_event(Event::ChannelClosed { nexus: handle, reason });
         let mut from = 0;
@@ -334,7 +334,7 @@ impl<P: Platform> PollGroup<P> {
             if task.channel != channel {
                 continue;
             }
-            self.record(task.tag, Point::ChannelLost(task.state));
+            self.kit.record(task.tag, Point::ChannelLost(task.state));
             if self.tasks.at(index).management.is_some() {
                 self.drop_management(index);
             } else {
@@ -342,9 +342,9 @@ impl<P: Platform> PollGroup<P> {
             }
         }
         while let Some(index) =
-            self.channels[channel as usize].receives.pop(&mut self.receive_region.links)
+            self.channels[channel as usize].receives.pop(&mut self.kit.receive_region.links)
         {
-            self.repost(index);
+            self.kit.repost(index);
         }
         self.settle_channel(channel);
     }
@@ -369,7 +369,7 @@ impl<P: Platform> PollGroup<P> {
         let limit = entry.slots_max - MANAGEMENT_RESERVE;
         let (qp, nexus, slots) = (entry.qp, entry.nexus, entry.slots_max);
         *entry = Channel::vacant();
-        self.hca.destroy(qp);
+        self.kit.hca.destroy(qp);
         self.slots_promised -= slots;
         self.send_depths -= Channel::send_queue_depth(limit);
         let nexus = &mut self.nexuses[nexus as usize];
@@ -379,7 +379,7 @@ impl<P: Platform> PollGroup<P> {
             nexus.in_use = false;
             let handle = nexus.handle;
             self.tell(FromGroup::Event(Event::Logout { nexus: handle }));
-            self.ends_seen = true;
+            self.kit.ends_seen = true;
         }
     }
 

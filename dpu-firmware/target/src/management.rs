@@ -26,7 +26,7 @@ impl<P: Platform> PollGroup<P> {
         task_tag: u64,
     ) {
         let wait = self.limits.drain_wait_ns;
-        let now = self.now;
+        let now = self.kit.now;
         let request = self.tasks.id_at(index).to_token();
         let task = self.tasks.at_mut(index);
         task.state = State::Managing;
@@ -89,7 +89,7 @@ impl<P: Platform> PollGroup<P> {
     /// Answers the functions that wait for nothing any more. Looks at all slots, so it runs only when
     /// something that somebody waits for has ended, or time has passed.
     pub(crate) fn finish_managements(&mut self) {
-        self.ends_seen = false;
+        self.kit.ends_seen = false;
         let mut place = 0;
         while place < self.managements.len() {
             let index = self.managements[place];
@@ -101,8 +101,8 @@ impl<P: Platform> PollGroup<P> {
             let (nexus, lun) = (task.nexus, task.lun);
             let waits = (management.gated || self.awaits(nexus, lun))
                 && !mutant::is(Mutant::GoodBeforeDrain);
-            if waits && self.now < management.failed_at {
-                if !management.gated && self.now >= management.deadline {
+            if waits && self.kit.now < management.failed_at {
+                if !management.gated && self.kit.now >= management.deadline {
                     self.tear_down(|task| task.nexus == nexus && task.lun == lun && task.awaited);
                 }
                 place += 1;
@@ -113,9 +113,7 @@ impl<P: Platform> PollGroup<P> {
             if waits && let Some(management) = task.management.as_mut() {
                 management.response_code = response_code::FUNCTION_FAILED;
             }
-            task.state = State::NeedSendRoom;
-            self.mark_state(index, State::NeedSendRoom);
-            self.advance(index);
+            self.answer(index);
         }
     }
 
@@ -153,7 +151,9 @@ impl<P: Platform> PollGroup<P> {
             State::Sending | State::Aborting => {}
             state => {
                 if state == State::NeedSendRoom {
-                    self.channels[task.channel as usize].need_send.remove(&mut self.links, index);
+                    self.channels[task.channel as usize]
+                        .need_send
+                        .remove(&mut self.kit.links, index);
                 }
                 self.managements.retain(|entry| *entry != index);
                 let task = self.tasks.at_mut(index);
@@ -168,7 +168,7 @@ impl<P: Platform> PollGroup<P> {
 
     /// Closes this group's shard of a gate: new tasks of the unit are held, the cause is carried out.
     pub(crate) fn close_gate(&mut self, gate: u32, unit: u32, cause: GateCause) {
-        let deadline = self.now.plus(self.limits.drain_wait_ns);
+        let deadline = self.kit.now.plus(self.limits.drain_wait_ns);
         let Some(shard) = self.units.get_mut(unit).filter(|shard| shard.in_use) else {
             // The unit is gone here: nothing to drain.
             return self.tell(FromGroup::GateClosed { gate });
@@ -222,7 +222,7 @@ impl<P: Platform> PollGroup<P> {
                 gate.acknowledged = true;
                 let gate = gate.gate;
                 self.tell(FromGroup::GateClosed { gate });
-            } else if self.now >= gate.deadline {
+            } else if self.kit.now >= gate.deadline {
                 gate.deadline = Nanoseconds(u64::MAX);
                 self.tear_down(|task| task.unit == unit && task.awaited);
             }
@@ -248,9 +248,11 @@ impl<P: Platform> PollGroup<P> {
     pub(crate) fn admit_held(&mut self, unit: u32) {
         // One by one: what a task does may end others that are still held.
         while let Some(shard) = self.units.get_mut(unit).filter(|shard| !shard.is_closed())
-            && let Some(index) = shard.held.pop(&mut self.links)
+            && let Some(index) = shard.held.pop(&mut self.kit.links)
         {
-            self.admit(index);
+            let mut focus = self.focus(index);
+            let (channel, after) = (focus.task.channel, focus.admit());
+            self.finish(index, channel, after);
         }
     }
 
@@ -271,7 +273,7 @@ impl<P: Platform> PollGroup<P> {
             from = index + 1;
             let task = self.tasks.at(index);
             if task.unit == unit {
-                self.record(task.tag, Point::Gated(task.state));
+                self.kit.record(task.tag, Point::Gated(task.state));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! slot has its place from the moment the slot is claimed, so an accepted command can always be
 //! answered; only data phases wait.
 
+use lunar_dma::slots::SlotId;
 use lunar_platform::{
     CompletionStatus, Platform, Region, RemoteAddress, SendOperation, SendRequest, Sge,
     WorkCompletion, WorkRequestId,
@@ -11,25 +12,22 @@ use lunar_platform::{
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
-use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::channel::ChannelEvent;
 use lunar_srp::descriptor::DataBuffer;
-use lunar_srp::iu::{self, IuError, Request, Residual, Response, SolicitedNotification};
+use lunar_srp::iu::{self, Request, Residual, Response};
 
-use crate::channel::MANAGEMENT_RESERVE;
+use crate::channel::{Channel, MANAGEMENT_RESERVE};
 use crate::fifo::NONE;
+use crate::focus::{After, Focus};
 use crate::histogram::Histogram;
+use crate::kit::{CHAIN_MAX, Kind, Kit, Message, RESPONSE_STRIDE, wr_id};
 use crate::message::CloseReason;
 use crate::mutant::{self, Mutant};
-use crate::poll_group::{
-    CHAIN_MAX, Kind, Message, PollGroup, RESPONSE_STRIDE, data_request, wr_id,
-};
+use crate::nexus::Nexus;
+use crate::poll_group::{PollGroup, TaskTable};
 use crate::statistics::{OperationKind, size_class};
-use crate::task::{Batch, Cursor, Membership, State, Step};
+use crate::task::{Batch, Cursor, Direction, State, Step, Task};
 use crate::trace::Point;
-
-/// Where the CDB starts in an SRP_CMD (SRP 6.8); additional CDB bytes follow its 16.
-const CDB_OFFSET: u16 = 32;
 
 /// Messages beyond its credits that a channel may have waiting: SRP_I_LOGOUT, SRP_CRED_RSP and
 /// SRP_AER_RSP use none.
@@ -46,479 +44,203 @@ enum Taken {
 }
 
 impl<P: Platform> PollGroup<P> {
-    /// A receive completed: the next message of its channel.
-    pub(crate) fn on_receive(&mut self, completion: &WorkCompletion) {
-        let index = (completion.id.0 & 0x0fff_ffff) as u32;
+    /// A receive completed in buffer `index`: the next message of its channel.
+    pub(crate) fn on_receive(&mut self, index: u32, completion: &WorkCompletion) {
         let channel = completion.qp.index;
-        let open = self
-            .channels
-            .get(channel as usize)
-            .is_some_and(|entry| entry.qp == completion.qp && entry.is_open());
-        if completion.status != CompletionStatus::Success {
-            if open {
-                self.close_channel(channel, CloseReason::WorkRequestFailed);
-            }
-            return self.repost(index);
-        }
-        if !open || index as usize >= self.receive_region.messages.len() {
-            return self.repost(index);
-        }
-        self.record(0, Point::Received);
-        self.receive_region.messages[index as usize] =
-            Message { bytes: completion.length, since: self.now };
-        let entry = &mut self.channels[channel as usize];
-        if entry.receives.len() > entry.credit.available() + RECEIVES_SPARE {
-            // More messages than credits, while earlier ones wait for slots: the buffers are all
-            // channels'.
-            self.counters.credit_overruns += 1;
-            self.close_channel(channel, CloseReason::CreditOverrun);
-            return self.repost(index);
-        }
+        let entry = self.channels.get_mut(channel as usize);
+        let entry = entry.filter(|entry| entry.qp == completion.qp && entry.is_open());
+        let (Some(entry), CompletionStatus::Success) = (entry, completion.status) else {
+            return self.on_unwanted_receive(index, completion);
+        };
+        self.kit.record(0, Point::Received);
         // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
         entry.state = entry.state.on(ChannelEvent::Established);
+        let message = Message { bytes: completion.length, since: self.kit.now };
         if entry.receives.is_empty() {
-            match self.take_message(channel, index) {
+            match self.take_message(channel, index, message) {
                 Taken::Kept => return,
-                Taken::Finished => return self.repost(index),
+                Taken::Finished => return self.kit.repost(index),
                 Taken::Waits => {}
             }
         }
-        self.counters.receives_waited += 1;
-        self.channels[channel as usize].receives.push(&mut self.receive_region.links, index);
+        self.keep_waiting(channel, index, message);
+    }
+
+    /// A receive that failed, or whose channel is closing.
+    #[cold]
+    fn on_unwanted_receive(&mut self, index: u32, completion: &WorkCompletion) {
+        if completion.status != CompletionStatus::Success
+            && let Some(channel) = self.channel_of(completion.qp)
+        {
+            self.close_channel(channel, CloseReason::WorkRequestFailed);
+        }
+        self.kit.repost(index);
+    }
+
+    /// There is no slot for the message now, or earlier ones wait already.
+    #[cold]
+    fn keep_waiting(&mut self, channel: u32, index: u32, message: Message) {
+        let entry = &mut self.channels[channel as usize];
+        let kept = self.kit.receive_region.messages.get_mut(index as usize);
+        let allowed = entry.receives.len() <= entry.credit.available() + RECEIVES_SPARE;
+        let (Some(kept), true) = (kept, allowed) else {
+            // More messages than credits, while earlier ones wait for slots: the buffers are all
+            // channels'.
+            self.kit.counters.credit_overruns += 1;
+            self.close_channel(channel, CloseReason::CreditOverrun);
+            return self.kit.repost(index);
+        };
+        *kept = message;
+        self.kit.counters.receives_waited += 1;
+        entry.receives.push(&mut self.kit.receive_region.links, index);
     }
 
     /// A slot of `channel` is free again: the messages that waited for it go on, oldest first.
     pub(crate) fn wake_receives(&mut self, channel: u32) {
         while let Some(index) = self.channels[channel as usize].receives.head() {
             let open = self.channels[channel as usize].is_open();
-            let taken = if open { self.take_message(channel, index) } else { Taken::Finished };
+            let message = self.kit.receive_region.messages[index as usize];
+            let taken =
+                if open { self.take_message(channel, index, message) } else { Taken::Finished };
             match taken {
                 Taken::Waits => return,
                 Taken::Kept | Taken::Finished => {
                     // Closing the channel has reposted what waited, this one included.
                     let waited = self.channels[channel as usize]
                         .receives
-                        .remove(&mut self.receive_region.links, index);
+                        .remove(&mut self.kit.receive_region.links, index);
                     if waited && matches!(taken, Taken::Finished) {
-                        self.repost(index);
+                        self.kit.repost(index);
                     }
                 }
             }
         }
     }
 
-    /// Parses the message in receive buffer `index` and starts what it asks for.
-    fn take_message(&mut self, channel: u32, index: u32) -> Taken {
-        let bytes = self.receive_region.messages[index as usize].bytes;
-        if bytes > self.channels[channel as usize].it_iu_bytes_max {
-            return self.malformed(channel);
+    /// Parses `message` in receive buffer `index` and starts what it asks for.
+    fn take_message(&mut self, channel_index: u32, index: u32, message: Message) -> Taken {
+        let channel = &mut self.channels[channel_index as usize];
+        if message.bytes > channel.it_iu_bytes_max {
+            return self.malformed(channel_index);
         }
-        match iu::parse(self.receive_region.iu(index, bytes)) {
-            Ok(Request::Command(command)) => {
-                let iu::Command { tag, lun, attribute, solicited, cdb, data_out, data_in } =
-                    command;
-                let cdb_bytes = u16::try_from(cdb.len()).unwrap_or(0);
-                let started = self.start_task(
-                    channel,
-                    index,
-                    MANAGEMENT_RESERVE,
-                    (tag, lun, attribute, solicited),
-                );
-                let slot = match started {
-                    Ok(slot) => slot,
-                    Err(taken) => return taken,
-                };
-                let task = self.tasks.at_mut(slot);
-                task.cdb_bytes = cdb_bytes;
-                task.cdb_offset = CDB_OFFSET;
-                task.iu_bytes = bytes;
-                task.data_in = data_in;
-                task.data_out = data_out;
-                self.trace_task(slot, Point::Claimed);
-                self.admit(slot);
-                Taken::Kept
-            }
+        let iu = self.kit.receive_region.iu(index, message.bytes);
+        let Some(head) = iu::command_head(iu) else {
+            return self.take_other(channel_index, index, message);
+        };
+        let (id, task) = match claim_slot(channel, &mut self.tasks, MANAGEMENT_RESERVE) {
+            Ok(claimed) => claimed,
+            Err(refusal) => return self.no_slot(channel_index, refusal),
+        };
+        let nexus = &mut self.nexuses[channel.nexus as usize];
+        task.renew();
+        task.tag = head.tag();
+        task.attribute = head.attribute();
+        task.notification = head.solicited();
+        task.cdb = head.cdb();
+        task.cdb_bytes = head.cdb_bytes();
+        task.iu_bytes = message.bytes;
+        let sound = head.read_buffers(&mut task.data_out, &mut task.data_in);
+        name_task(task, channel_index, channel, nexus, head.lun());
+        task.receive = index;
+        task.started = message.since;
+        let unit = self.units.get_mut(task.unit);
+        let mut focus = Focus { id, task, channel, nexus, unit, kit: &mut self.kit };
+        focus.trace(Point::Claimed);
+        let after = if sound { focus.admit() } else { focus.refuse_iu() };
+        self.finish(id.index, channel_index, after);
+        Taken::Kept
+    }
+
+    /// [`Self::take_message`] for everything but commands.
+    #[cold]
+    fn take_other(&mut self, channel_index: u32, index: u32, message: Message) -> Taken {
+        match iu::parse(self.kit.receive_region.iu(index, message.bytes)) {
             Ok(Request::TaskManagement(management)) => {
-                let iu::TaskManagement { tag, lun, function, task_tag, solicited } = management;
-                let about = (tag, lun, TaskAttribute::Simple, solicited);
-                match self.start_task(channel, index, 0, about) {
-                    Ok(slot) => self.start_management(slot, function, task_tag),
-                    Err(taken) => return taken,
-                }
-                Taken::Kept
-            }
-            // A command whose descriptors contradict themselves: it has a tag and can be answered.
-            Err(IuError::Command { tag, lun, solicited, .. }) => {
-                let about = (tag, lun, TaskAttribute::Simple, solicited);
-                let slot = match self.start_task(channel, index, MANAGEMENT_RESERVE, about) {
-                    Ok(slot) => slot,
-                    Err(taken) => return taken,
+                let channel = &mut self.channels[channel_index as usize];
+                let (id, task) = match claim_slot(channel, &mut self.tasks, 0) {
+                    Ok(claimed) => claimed,
+                    Err(refusal) => return self.no_slot(channel_index, refusal),
                 };
-                let task = self.tasks.at_mut(slot);
-                task.unit = NONE;
-                task.status = Status::CheckCondition;
-                task.sense = Some(Sense::INVALID_INFORMATION_UNIT);
-                task.state = State::NeedSendRoom;
-                self.advance(slot);
+                let nexus = &mut self.nexuses[channel.nexus as usize];
+                task.renew();
+                task.tag = management.tag;
+                task.notification = management.solicited;
+                name_task(task, channel_index, channel, nexus, management.lun);
+                task.receive = index;
+                task.started = message.since;
+                self.start_management(id.index, management.function, management.task_tag);
                 Taken::Kept
             }
             Ok(Request::Logout { .. }) => {
-                self.close_channel(channel, CloseReason::Logout);
+                self.close_channel(channel_index, CloseReason::Logout);
                 Taken::Finished
             }
             Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => Taken::Finished,
-            Err(IuError::Malformed(_)) => self.malformed(channel),
+            // Commands have a head, so they do not come here.
+            Ok(Request::Command(_)) | Err(_) => self.malformed(channel_index),
         }
     }
 
     /// The channel sent what no initiator sends.
     #[cold]
     fn malformed(&mut self, channel: u32) -> Taken {
-        self.counters.malformed_ius += 1;
+        self.kit.counters.malformed_ius += 1;
         self.close_channel(channel, CloseReason::MalformedIu);
         Taken::Finished
     }
 
-    /// Claims a slot for the request in receive buffer `index`, leaving `reserve` slots of its channel:
-    /// one is kept for task management, whatever the commands do. Gives the slot's index, or what
-    /// becomes of the message when there is none.
-    #[inline(always)] // Two of its three callers are rare.
-    fn start_task(
-        &mut self,
-        channel: u32,
-        index: u32,
-        reserve: u32,
-        (tag, lun, attribute, solicited): (u64, [u8; 8], TaskAttribute, SolicitedNotification),
-    ) -> Result<u32, Taken> {
-        let entry = &mut self.channels[channel as usize];
-        if entry.slots >= entry.slots_max - reserve {
-            return Err(Taken::Waits);
-        }
-        if entry.credit.take().is_err() {
-            self.counters.credit_overruns += 1;
-            self.close_channel(channel, CloseReason::CreditOverrun);
-            return Err(Taken::Finished);
-        }
-        let Some(id) = self.tasks.claim() else {
-            // The promises to all channels add up to at most the number of slots.
-            debug_assert!(false, "slots were promised twice");
-            self.close_channel(channel, CloseReason::WorkRequestFailed);
-            return Err(Taken::Finished);
-        };
-        entry.slots += 1;
-        let nexus_index = entry.nexus;
-        let nexus = &mut self.nexuses[nexus_index as usize];
-        nexus.tasks += 1;
-        let place = lun::decode(lun).and_then(|number| nexus.find(number));
-        let unit =
-            place.and_then(|place| nexus.luns.get(place as usize)).map_or(NONE, |lun| lun.unit);
-        let task = self.tasks.at_mut(id.index);
-        task.renew();
-        task.channel = channel;
-        task.nexus = nexus_index;
-        task.lun = place.unwrap_or(NONE);
-        task.unit = unit;
-        task.tag = tag;
-        task.attribute = attribute;
-        task.notification = solicited;
-        task.receive = index;
-        task.started = self.receive_region.messages[index as usize].since;
-        Ok(id.index)
-    }
-
-    /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
-    #[inline(always)]
-    pub(crate) fn admit(&mut self, index: u32) {
-        let task = self.tasks.at_mut(index);
-        if let Some(unit) = self.units.get_mut(task.unit) {
-            if unit.is_closed() {
-                unit.held.push(&mut self.links, index);
-                self.mark_state(index, State::Blocked);
-                return;
+    /// What becomes of a message that got no slot.
+    #[cold]
+    fn no_slot(&mut self, channel: u32, refusal: NoSlot) -> Taken {
+        match refusal {
+            NoSlot::AllUsed => return Taken::Waits,
+            NoSlot::NoCredit => {
+                self.kit.counters.credit_overruns += 1;
+                self.close_channel(channel, CloseReason::CreditOverrun);
             }
-            unit.active += 1;
-        }
-        let lun = self
-            .nexuses
-            .get_mut(task.nexus as usize)
-            .and_then(|nexus| nexus.luns.get_mut(task.lun as usize));
-        if let Some(lun) = lun {
-            if !lun.set.admit(task.attribute) {
-                task.membership = Membership::Dormant;
-                lun.dormant.push(&mut self.links, index);
-                self.mark_state(index, State::Blocked);
-                return;
-            }
-            task.membership = Membership::Enabled;
-        }
-        self.advance(index);
-    }
-
-    /// In `NeedReadRoom`: posts as many RDMA READs as there is room for.
-    pub(crate) fn fetch_data_out(&mut self, index: u32) -> Step {
-        let id = self.tasks.id_at(index);
-        let task = self.tasks.at_mut(index);
-        let channel = &mut self.channels[task.channel as usize];
-        if !channel.is_open() {
-            return self.lose(index);
-        }
-        if task.holds_lost_host_memory(self.host_epoch) {
-            return task.check(Sense::COMMAND_ABORTED);
-        }
-        let room = channel.read_room.min(channel.data_room).min(CHAIN_MAX as u32);
-        if room == 0 {
-            self.counters.send_waited += 1;
-            channel.need_read.push(&mut self.links, index);
-            return Step::Wait;
-        }
-        let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
-        let iu = self.receive_region.iu(task.receive, task.iu_bytes);
-        let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
-        self.chain.clear();
-        task.cursor = chain_data(
-            &mut self.chain,
-            &task.data_out,
-            iu,
-            task.cursor,
-            task.transfer_bytes,
-            room,
-            local,
-            wr_id(Kind::Body, id.index, id.generation),
-            SendOperation::RdmaRead,
-        );
-        let count = self.chain.len() as u32;
-        if let Some(last) = self.chain.last_mut() {
-            last.signaled = true;
-            last.id = wr_id(Kind::Tail, id.index, id.generation);
-        }
-        if count == 0 {
-            // The descriptors hold less than they promised: `total_bytes` was clipped to their sum,
-            // so only a peer that rewrites a posted message could get here.
-            task.status = Status::CheckCondition;
-            task.sense = Some(Sense::INTERNAL_TARGET_FAILURE);
-            return Step::Enter(State::NeedSendRoom);
-        }
-        task.batch = Batch::Reads(count);
-        channel.read_room -= count;
-        channel.data_room -= count;
-        let channel = task.channel;
-        self.trace_task(index, Point::ReadsPosted { work_requests: count });
-        if !self.post_chain(channel) {
-            return self.refused(index, channel, count, count);
-        }
-        Step::Enter(State::Fetching)
-    }
-
-    /// In `NeedSendRoom`: RDMA WRITEs chained to the response, the receive reposted first.
-    pub(crate) fn push_response(&mut self, index: u32) -> Step {
-        let id = self.tasks.id_at(index);
-        let task = self.tasks.at_mut(index);
-        let channel_index = task.channel;
-        let channel = &mut self.channels[channel_index as usize];
-        if !channel.is_open() || (task.silent && mutant::is(Mutant::LateWriteAfterAbort)) {
-            return self.lose(index);
-        }
-        debug_assert!(task.batch == Batch::None, "one batch at a time");
-        if task.holds_lost_host_memory(self.host_epoch) && task.moves_data_in() {
-            task.status = Status::CheckCondition;
-            task.sense = Some(Sense::COMMAND_ABORTED);
-            task.transfer_bytes = 0;
-        }
-        self.chain.clear();
-        let mut writes = 0;
-        if task.moves_data_in() && task.cursor.bytes < task.transfer_bytes {
-            let room = channel.data_room.min(CHAIN_MAX as u32);
-            if room == 0 {
-                self.counters.send_waited += 1;
-                channel.need_send.push(&mut self.links, index);
-                return Step::Wait;
-            }
-            let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
-            let iu = self.receive_region.iu(task.receive, task.iu_bytes);
-            let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
-            task.cursor = chain_data(
-                &mut self.chain,
-                &task.data_in,
-                iu,
-                task.cursor,
-                task.transfer_bytes,
-                room,
-                local,
-                wr_id(Kind::Body, id.index, id.generation),
-                SendOperation::RdmaWrite,
-            );
-            writes = self.chain.len() as u32;
-            channel.data_room -= writes;
-            if task.cursor.bytes < task.transfer_bytes && writes != 0 {
-                // More than one batch: this one reports its end, and the next follows then.
-                if let Some(last) = self.chain.last_mut() {
-                    last.signaled = true;
-                    last.id = wr_id(Kind::Tail, id.index, id.generation);
-                }
-                task.batch = Batch::Writes(writes);
-                if !self.post_chain(channel_index) {
-                    return self.refused(index, channel_index, writes, 0);
-                }
-                // Its tail brings the task back here.
-                return Step::Wait;
+            NoSlot::Promised => {
+                // The promises to all channels add up to at most the number of slots.
+                debug_assert!(false, "slots were promised twice");
+                self.close_channel(channel, CloseReason::WorkRequestFailed);
             }
         }
-        let receive = std::mem::replace(&mut task.receive, NONE);
-        task.batch = Batch::Response(writes);
-        let response = self.encode_response(index);
-        self.chain.push(SendRequest {
-            id: wr_id(Kind::Tail, id.index, id.generation),
-            operation: SendOperation::Send,
-            local: response,
-            signaled: true,
-        });
-        if receive != NONE {
-            self.repost(receive);
-            self.trace_task(index, Point::Reposted);
-        }
-        self.trace_task(index, Point::ResponsePosted { writes });
-        if !self.post_chain(channel_index) {
-            return self.refused(index, channel_index, writes, 0);
-        }
-        self.answered(index);
-        Step::Enter(State::Sending)
-    }
-
-    /// Encodes the SRP_RSP into the slot's response buffer.
-    fn encode_response(&mut self, index: u32) -> Sge {
-        let task = self.tasks.at_mut(index);
-        let delta = self.channels[task.channel as usize].credit.response_delta();
-        let mut encoded;
-        let sense = match (task.status, task.sense.as_ref()) {
-            (Status::CheckCondition, Some(code)) => {
-                encoded = [0; iu::SENSE_BYTES_MAX];
-                let length = code.encode(false, &mut encoded);
-                encoded.get(..length).unwrap_or(&[])
-            }
-            (_, _) if task.sense_bytes != 0 => {
-                let kept = &self.forwarded_sense[..];
-                kept.get(..usize::from(task.sense_bytes)).unwrap_or(&[])
-            }
-            _ => &[],
-        };
-        let success = task.status == Status::Good;
-        let is_data_in = task.is_data_in();
-        let residual = |is_used: bool, buffer: &DataBuffer| {
-            let offered = buffer.total_bytes();
-            // A command that failed moved nothing, but one whose buffer is too small says by how much.
-            let wanted = match task.wanted_bytes {
-                wanted if is_used && (success || wanted > offered) => wanted,
-                _ => 0,
-            };
-            Residual::between(wanted, offered)
-        };
-        let data_out_residual = residual(!is_data_in, &task.data_out);
-        let data_in_residual = residual(is_data_in, &task.data_in);
-        let response = Response {
-            tag: task.tag,
-            request_limit_delta: delta,
-            status: task.status as u8,
-            data_out_residual,
-            data_in_residual,
-            response_code: task.management.map(|management| management.response_code),
-            sense,
-            solicited: task.notification.wanted(success),
-        };
-        let offset = index as usize * RESPONSE_STRIDE;
-        let length = {
-            let out = self.response_region.bytes_mut(offset, RESPONSE_STRIDE);
-            iu::encode_response(&response, out).unwrap_or(0)
-        };
-        Sge {
-            address: self.response_region.base() + offset as u64,
-            length: u32::try_from(length).unwrap_or(0),
-            key: self.response_region.key(),
-        }
-    }
-
-    /// The response is posted: the task leaves its task set, and is counted.
-    fn answered(&mut self, index: u32) {
-        let task = self.tasks.at_mut(index);
-        let membership = std::mem::replace(&mut task.membership, Membership::Outside);
-        let kind = task.kind();
-        let (nexus, lun, unit, attribute) = (task.nexus, task.lun, task.unit, task.attribute);
-        let latency = self.now.since(task.started);
-        let bytes = if kind == OperationKind::Other { 0 } else { task.transfer_bytes };
-        let entry = &mut self.nexuses[nexus as usize];
-        if task.management.is_some() {
-            entry.counters.task_managements += 1;
-            return;
-        }
-        let count = |counters: &mut crate::statistics::Counters| {
-            counters.commands[kind as usize] += 1;
-            counters.bytes[kind as usize] += u64::from(bytes);
-            match task.status {
-                Status::CheckCondition => counters.check_conditions += 1,
-                Status::Busy | Status::TaskSetFull => counters.refused += 1,
-                _ => {}
-            }
-        };
-        count(&mut entry.counters);
-        let bucket = Histogram::bucket(latency);
-        entry.latency[kind as usize].count(bucket);
-        if let Some(unit) = self.units.get_mut(unit) {
-            count(&mut unit.counters);
-            unit.latency[kind as usize][size_class(bytes)].count(bucket);
-        }
-        self.leave_task_set(nexus, lun, membership, attribute);
+        Taken::Finished
     }
 
     /// The last work request of a task's batch completed, well or not.
-    pub(crate) fn on_tail(&mut self, slot: lunar_dma::slots::SlotId, completion: &WorkCompletion) {
+    pub(crate) fn on_tail(&mut self, slot: SlotId, completion: &WorkCompletion) {
         let Some(id) = self.tasks.live(slot.to_token()) else {
-            self.counters.stale_completions += 1;
+            self.kit.counters.stale_completions += 1;
             return;
         };
-        let index = id.index;
-        let task = self.tasks.at_mut(index);
-        let mut state = Some(task.state);
-        let batch = std::mem::take(&mut task.batch);
-        let channel_index = task.channel;
-        let channel = &mut self.channels[channel_index as usize];
-        let room = match batch {
+        let mut focus = self.focus(id.index);
+        let channel = focus.task.channel;
+        let room = match std::mem::take(&mut focus.task.batch) {
             Batch::None => {
-                self.counters.stale_completions += 1;
+                self.kit.counters.stale_completions += 1;
                 return;
             }
             Batch::Reads(reads) => {
-                channel.read_room += reads;
+                focus.channel.read_room += reads;
                 reads
             }
             Batch::Writes(writes) | Batch::Response(writes) => writes,
         };
-        channel.data_room += room;
-        if completion.status != CompletionStatus::Success {
-            self.close_channel(channel_index, CloseReason::WorkRequestFailed);
-            state = self.tasks.live(id.to_token()).map(|_| self.tasks.at(index).state);
-        }
-        match state {
-            // Closing the channel ended it.
-            None => {}
-            Some(State::Sending) => self.over(index),
-            Some(State::Aborting) if self.tasks.at(index).is_quiet() => self.over(index),
-            Some(State::Aborting) => {}
-            Some(State::Fetching) => {
-                let task = self.tasks.at(index);
-                let next = if task.cursor.bytes < task.transfer_bytes {
-                    State::NeedReadRoom
-                } else {
-                    State::NeedBackend
-                };
-                self.trace_task(index, Point::ReadsDone);
-                self.mark_state(index, next);
-                self.tasks.at_mut(index).state = next;
-                self.advance(index);
+        focus.channel.data_room += room;
+        let waited_for = room != 0 && focus.channel.is_room_wanted();
+        let after = if completion.status == CompletionStatus::Success {
+            focus.batch_done()
+        } else {
+            self.close_channel(channel, CloseReason::WorkRequestFailed);
+            // Closing the channel may have ended it.
+            match self.tasks.live(id.to_token()) {
+                Some(_) => self.focus(id.index).batch_done(),
+                None => After::Rest,
             }
-            Some(State::NeedSendRoom) => self.advance(index),
-            Some(_) => self.counters.stale_completions += 1,
-        }
-        if room != 0 {
-            self.wake_room(channel_index);
+        };
+        self.finish(id.index, channel, after);
+        if waited_for {
+            self.wake_room(channel);
         }
     }
 
@@ -542,149 +264,440 @@ impl<P: Platform> PollGroup<P> {
                 return;
             }
             // Data-in first: its tasks hold buffers and are nearly over.
-            let next = match entry.need_send.pop(&mut self.links) {
+            let next = match entry.need_send.pop(&mut self.kit.links) {
                 Some(index) => Some(index),
-                None if entry.read_room != 0 => entry.need_read.pop(&mut self.links),
+                None if entry.read_room != 0 => entry.need_read.pop(&mut self.kit.links),
                 None => None,
             };
             let Some(index) = next else { return };
             self.advance(index);
         }
     }
+}
+
+impl<P: Platform> Focus<'_, P> {
+    /// The task's batch is back, and its channel is closed if that failed.
+    #[inline(always)]
+    fn batch_done(&mut self) -> After {
+        match self.task.state {
+            State::Sending => self.over_here(),
+            _ => self.part_done(),
+        }
+    }
+
+    /// [`Self::batch_done`] for a batch without the response.
+    #[inline(never)]
+    fn part_done(&mut self) -> After {
+        match self.task.state {
+            State::Aborting if self.task.is_quiet() => self.over(),
+            State::Aborting => After::Rest,
+            State::Fetching => {
+                self.trace(Point::ReadsDone);
+                self.enter(if self.task.cursor.bytes < self.task.transfer_bytes {
+                    State::NeedReadRoom
+                } else {
+                    State::NeedBackend
+                });
+                self.advance()
+            }
+            State::NeedSendRoom => self.advance(),
+            _ => {
+                self.kit.counters.stale_completions += 1;
+                After::Rest
+            }
+        }
+    }
+
+    /// The rest of the command's IU contradicts itself: it is answered, and gets nowhere near its
+    /// logical unit.
+    #[cold]
+    fn refuse_iu(&mut self) -> After {
+        self.task.unit = NONE;
+        self.unit = None;
+        self.task.check(Sense::INVALID_INFORMATION_UNIT);
+        self.task.state = State::NeedSendRoom;
+        self.advance()
+    }
+
+    /// In `NeedReadRoom`: posts as many RDMA READs as there is room for.
+    #[inline(always)]
+    pub(crate) fn fetch_data_out(&mut self) -> Step {
+        let Self { id, task, channel, kit, .. } = self;
+        if !channel.is_open() {
+            return self.lose();
+        }
+        if task.holds_lost_host_memory(kit.host_epoch) {
+            return task.check(Sense::COMMAND_ABORTED);
+        }
+        let room = channel.read_room.min(channel.data_room);
+        if room == 0 {
+            kit.counters.send_waited += 1;
+            channel.need_read.push(&mut kit.links, id.index);
+            return Step::Wait;
+        }
+        let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
+        let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
+        kit.chain.clear();
+        let body = wr_id(Kind::Body, *id);
+        let count = chain_data(kit, task, Direction::Out, room, local, body);
+        let Some(last) = kit.chain.last_mut() else {
+            // The descriptors hold less than they promised: `total_bytes` was clipped to their sum,
+            // so only a peer that rewrites a posted message could get here.
+            return task.check(Sense::INTERNAL_TARGET_FAILURE);
+        };
+        last.signaled = true;
+        last.id = wr_id(Kind::Tail, *id);
+        task.batch = Batch::Reads(count);
+        channel.read_room -= count;
+        channel.data_room -= count;
+        self.trace(Point::ReadsPosted { work_requests: count });
+        if !self.kit.post_chain(self.channel) {
+            return self.refused(count, count);
+        }
+        Step::Enter(State::Fetching)
+    }
+
+    /// In `NeedSendRoom`: RDMA WRITEs chained to the response, the receive reposted first.
+    #[inline(always)]
+    pub(crate) fn push_response(&mut self) -> Step {
+        let Self { id, task, channel, kit, .. } = self;
+        if !channel.is_open() || (task.silent && mutant::is(Mutant::LateWriteAfterAbort)) {
+            return self.lose();
+        }
+        debug_assert!(task.batch == Batch::None, "one batch at a time");
+        kit.chain.clear();
+        let mut writes = 0;
+        if task.moves_data_in() {
+            if task.holds_lost_host_memory(kit.host_epoch) {
+                task.check(Sense::COMMAND_ABORTED);
+            } else if task.cursor.bytes < task.transfer_bytes {
+                let room = channel.data_room;
+                if room == 0 {
+                    kit.counters.send_waited += 1;
+                    channel.need_send.push(&mut kit.links, id.index);
+                    return Step::Wait;
+                }
+                let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
+                let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
+                writes = chain_data(kit, task, Direction::In, room, local, wr_id(Kind::Body, *id));
+                channel.data_room -= writes;
+                if task.cursor.bytes < task.transfer_bytes && writes != 0 {
+                    return self.push_part(writes);
+                }
+            }
+        }
+        let receive = std::mem::replace(&mut task.receive, NONE);
+        task.batch = Batch::Response(writes);
+        let response = self.encode_response();
+        self.kit.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, self.id),
+            operation: SendOperation::Send,
+            local: response,
+            signaled: true,
+        });
+        if receive != NONE {
+            self.kit.repost(receive);
+        }
+        if self.kit.trace.is_some() {
+            if receive != NONE {
+                self.trace(Point::Reposted);
+            }
+            self.trace(Point::ResponsePosted { writes });
+        }
+        if !self.kit.post_chain(self.channel) {
+            return self.refused(writes, 0);
+        }
+        self.answered();
+        Step::Enter(State::Sending)
+    }
+
+    /// More RDMA WRITEs than one batch takes: this one reports its end, and the next follows then.
+    #[inline(never)]
+    fn push_part(&mut self, writes: u32) -> Step {
+        if let Some(last) = self.kit.chain.last_mut() {
+            last.signaled = true;
+            last.id = wr_id(Kind::Tail, self.id);
+        }
+        self.task.batch = Batch::Writes(writes);
+        if !self.kit.post_chain(self.channel) {
+            return self.refused(writes, 0);
+        }
+        // Its tail brings the task back to `push_response`.
+        Step::Wait
+    }
+
+    /// Encodes the SRP_RSP into the slot's response buffer.
+    #[inline(always)]
+    fn encode_response(&mut self) -> Sge {
+        let task = &*self.task;
+        let success = task.status == Status::Good;
+        let request_limit_delta = self.channel.credit.response_delta();
+        let solicited = task.notification.wanted(success);
+        let place = self.id.index as usize * RESPONSE_STRIDE;
+        // GOOD, and exactly what was wanted and offered was moved: nearly every response.
+        let length = if success && task.fits {
+            let out = self.kit.response_region.bytes_mut(place, RESPONSE_STRIDE);
+            iu::encode_success(task.tag, request_limit_delta, solicited, out)
+        } else {
+            self.encode_rare(request_limit_delta, solicited)
+        };
+        let region = &self.kit.response_region;
+        let address = region.base() + place as u64;
+        Sge { address, length: length.unwrap_or(0), key: region.key() }
+    }
+
+    /// Encodes a response with residuals, sense or response data.
+    #[inline(never)]
+    fn encode_rare(&mut self, request_limit_delta: i32, solicited: bool) -> Option<u32> {
+        let task = &*self.task;
+        let mut encoded = [0; iu::SENSE_BYTES_MAX];
+        let sense = match (task.status, task.sense.as_ref()) {
+            (Status::CheckCondition, Some(code)) => {
+                let length = code.encode(false, &mut encoded);
+                encoded.get(..length).unwrap_or(&[])
+            }
+            (_, _) if task.sense_bytes != 0 => {
+                let kept = &self.kit.forwarded_sense[..];
+                kept.get(..usize::from(task.sense_bytes)).unwrap_or(&[])
+            }
+            _ => &[],
+        };
+        let success = task.status == Status::Good;
+        let residual = |is_used: bool, buffer: &DataBuffer| {
+            let offered = buffer.total_bytes();
+            // A command that failed moved nothing, but one whose buffer is too small says by how much.
+            let wanted = match task.wanted_bytes {
+                wanted if is_used && (success || wanted > offered) => wanted,
+                _ => 0,
+            };
+            Residual::between(wanted, offered)
+        };
+        let is_data_in = task.direction == Direction::In;
+        let response = Response {
+            tag: task.tag,
+            request_limit_delta,
+            status: task.status as u8,
+            data_out_residual: residual(!is_data_in, &task.data_out),
+            data_in_residual: residual(is_data_in, &task.data_in),
+            response_code: task.management.map(|management| management.response_code),
+            sense,
+            solicited,
+        };
+        let place = self.id.index as usize * RESPONSE_STRIDE;
+        let out = self.kit.response_region.bytes_mut(place, RESPONSE_STRIDE);
+        iu::encode_response(&response, out).and_then(|length| u32::try_from(length).ok())
+    }
+
+    /// The response is posted: the task leaves its task set, and is counted.
+    #[inline(always)]
+    fn answered(&mut self) {
+        let task = &*self.task;
+        if task.management.is_some() {
+            self.nexus.counters.task_managements += 1;
+            return;
+        }
+        let kind = task.kind;
+        let bytes = if kind == OperationKind::Other { 0 } else { task.transfer_bytes };
+        let bucket = Histogram::bucket(self.kit.now.since(task.started));
+        self.nexus.counters.count(kind, bytes);
+        self.nexus.latency[kind as usize].count(bucket);
+        if let Some(unit) = self.unit.as_mut() {
+            unit.counters.count(kind, bytes);
+            unit.latency[kind as usize][size_class(bytes)].count(bucket);
+        }
+        if task.status != Status::Good {
+            self.count_failure();
+        }
+        self.leave_task_set();
+    }
+
+    #[cold]
+    fn count_failure(&mut self) {
+        self.nexus.counters.count_failure(self.task.status);
+        if let Some(unit) = self.unit.as_mut() {
+            unit.counters.count_failure(self.task.status);
+        }
+    }
 
     /// The queue pair refused a chain: it is closing. Nothing of the chain was queued.
-    fn refused(&mut self, index: u32, channel: u32, data: u32, reads: u32) -> Step {
-        self.tasks.at_mut(index).batch = Batch::None;
-        let entry = &mut self.channels[channel as usize];
-        entry.data_room += data;
-        entry.read_room += reads;
-        // Marked first, so that closing the channel leaves it to this function.
-        let step = self.lose(index);
-        if self.channels[channel as usize].is_open() {
-            self.close_channel(channel, CloseReason::WorkRequestFailed);
-        }
-        step
+    #[cold]
+    fn refused(&mut self, data: u32, reads: u32) -> Step {
+        self.task.batch = Batch::None;
+        self.channel.data_room += data;
+        self.channel.read_room += reads;
+        self.task.silent = true;
+        self.task.state = State::Aborting;
+        Step::Refused
     }
 
     /// An ended task that nobody answers owed the last credit in play, so no response will carry it:
     /// an SRP_CRED_REQ does (SRP 6.10), in the task's own slot and place of the send queue. Gives
     /// whether it was posted; then the slot stays claimed until its SEND completed.
-    pub(crate) fn request_credit(&mut self, index: u32) -> bool {
-        let id = self.tasks.id_at(index);
-        let task = self.tasks.at_mut(index);
-        let channel = task.channel;
-        let entry = &mut self.channels[channel as usize];
-        if !entry.is_open() {
+    pub(crate) fn request_credit(&mut self) -> bool {
+        if !self.channel.is_open() {
             return false;
         }
-        let Some(delta) = entry.credit.credit_request_delta() else { return false };
-        let offset = index as usize * RESPONSE_STRIDE;
-        let out = self.response_region.bytes_mut(offset, RESPONSE_STRIDE);
-        let Some(length) = iu::encode_credit_request(task.tag, delta, false, out) else {
+        let Some(delta) = self.channel.credit.credit_request_delta() else { return false };
+        let place = self.id.index as usize * RESPONSE_STRIDE;
+        let region = &mut self.kit.response_region;
+        let out = region.bytes_mut(place, RESPONSE_STRIDE);
+        let Some(length) = iu::encode_credit_request(self.task.tag, delta, false, out) else {
             return false;
         };
-        task.batch = Batch::Response(0);
-        task.state = State::Sending;
-        self.chain.clear();
-        self.chain.push(SendRequest {
-            id: wr_id(Kind::Tail, id.index, id.generation),
+        let local = Sge {
+            address: region.base() + place as u64,
+            length: u32::try_from(length).unwrap_or(0),
+            key: region.key(),
+        };
+        self.task.batch = Batch::Response(0);
+        self.task.state = State::Sending;
+        self.kit.chain.clear();
+        self.kit.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, self.id),
             operation: SendOperation::Send,
-            local: Sge {
-                address: self.response_region.base() + offset as u64,
-                length: u32::try_from(length).unwrap_or(0),
-                key: self.response_region.key(),
-            },
+            local,
             signaled: true,
         });
-        if self.post_chain(channel) {
+        if self.kit.post_chain(self.channel) {
             return true;
         }
-        let task = self.tasks.at_mut(index);
-        task.batch = Batch::None;
-        task.state = State::Aborting;
+        self.task.batch = Batch::None;
+        self.task.state = State::Aborting;
         false
     }
 
     /// The task's channel is closing: it ends without an answer.
-    fn lose(&mut self, index: u32) -> Step {
-        let task = self.tasks.at_mut(index);
-        task.silent = true;
-        task.state = State::Aborting;
-        if task.is_quiet() { Step::Over } else { Step::Enter(State::Aborting) }
+    #[cold]
+    fn lose(&mut self) -> Step {
+        self.task.silent = true;
+        self.task.state = State::Aborting;
+        if self.task.is_quiet() { Step::Over } else { Step::Enter(State::Aborting) }
     }
 
     /// Keeps the sense of a forwarded command until its response is encoded, which follows at once.
-    pub(crate) fn keep_forwarded_sense(&mut self, index: u32, outcome: &lunar_backend::Outcome) {
-        let Some(ring) = self.ring.as_ref() else { return };
+    pub(crate) fn keep_forwarded_sense(&mut self, outcome: &lunar_backend::Outcome) {
+        let Some(ring) = self.kit.ring.as_ref() else { return };
         let sense = ring.sense(outcome.token);
-        let length = sense.len().min(self.forwarded_sense.len());
+        let length = sense.len().min(self.kit.forwarded_sense.len());
         if let (Some(to), Some(from)) =
-            (self.forwarded_sense.get_mut(..length), sense.get(..length))
+            (self.kit.forwarded_sense.get_mut(..length), sense.get(..length))
         {
             to.copy_from_slice(from);
         }
-        let task = self.tasks.at_mut(index);
-        if task.status != Status::Good {
-            task.sense_bytes = u16::try_from(length).unwrap_or(0);
+        if self.task.status != Status::Good {
+            self.task.sense_bytes = u16::try_from(length).unwrap_or(0);
         }
     }
 }
 
-/// Appends RDMA requests for what `cursor` leaves of `buffer`, at most `room` of them and at most
-/// `transfer_bytes` in all; gives the cursor after them.
-#[allow(clippy::too_many_arguments)] // One way for both directions; a struct would only rename them.
-#[inline]
-fn chain_data(
-    chain: &mut Vec<SendRequest>,
-    buffer: &DataBuffer,
-    iu: &[u8],
-    cursor: Cursor,
-    transfer_bytes: u32,
+/// Why a request got no slot.
+enum NoSlot {
+    /// The channel uses all of its own: wait.
+    AllUsed,
+    /// The initiator had no credit for the request.
+    NoCredit,
+    /// The group has none for a channel that was promised it.
+    Promised,
+}
+
+/// Claims a slot for a request of `channel`, leaving `reserve` slots of the channel: one is kept for
+/// task management, whatever the commands do.
+#[inline(always)]
+fn claim_slot<'a>(
+    channel: &mut Channel,
+    tasks: &'a mut TaskTable,
+    reserve: u32,
+) -> Result<(SlotId, &'a mut Task), NoSlot> {
+    if channel.slots >= channel.slots_max - reserve {
+        return Err(NoSlot::AllUsed);
+    }
+    if channel.credit.take().is_err() {
+        return Err(NoSlot::NoCredit);
+    }
+    let claimed = tasks.claim().ok_or(NoSlot::Promised)?;
+    channel.slots += 1;
+    Ok(claimed)
+}
+
+/// Finds what a new task of `channel` names.
+#[inline(always)]
+fn name_task(
+    task: &mut Task,
+    channel_index: u32,
+    channel: &Channel,
+    nexus: &mut Nexus,
+    lun: [u8; 8],
+) {
+    nexus.tasks += 1;
+    task.channel = channel_index;
+    task.nexus = channel.nexus;
+    task.lun = lun::decode(lun).and_then(|number| nexus.find(number)).unwrap_or(NONE);
+    task.unit = nexus.luns.get(task.lun as usize).map_or(NONE, |lun| lun.unit);
+}
+
+/// Appends RDMA requests for what `task.cursor` leaves of the transfer, at most `room` of them and one
+/// chain's worth, and moves the cursor. Gives their number. `local` is the start of the task's buffer.
+#[inline(always)]
+fn chain_data<P: Platform>(
+    kit: &mut Kit<P>,
+    task: &mut Task,
+    direction: Direction,
     room: u32,
     local: Sge,
     id: WorkRequestId,
-    operation: fn(RemoteAddress) -> SendOperation,
-) -> Cursor {
+) -> u32 {
+    let buffer = if direction == Direction::In { &task.data_in } else { &task.data_out };
     // Nearly every command has one range, which is one request: `total_bytes` bounds the transfer.
-    if let (DataBuffer::Direct(descriptor), 0) = (buffer, cursor.descriptors) {
+    if let (DataBuffer::Direct(descriptor), 0) = (buffer, task.cursor.descriptors) {
         let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
-        let length = descriptor.length.min(transfer_bytes);
-        chain.push(data_request(id, operation(remote), Sge { length, ..local }));
-        return Cursor { descriptors: 1, bytes: length };
+        let length = descriptor.length.min(task.transfer_bytes);
+        let local = Sge { length, ..local };
+        let operation = rdma(direction, remote);
+        kit.chain.push(SendRequest { id, operation, local, signaled: false });
+        task.cursor = Cursor { descriptors: 1, bytes: length };
+        1
+    } else {
+        chain_list(kit, task, direction, room, local, id)
     }
-    chain_list(chain, buffer, iu, cursor, transfer_bytes, room, local, id, operation)
 }
 
 /// [`chain_data`] for a list of any length.
-#[allow(clippy::too_many_arguments)] // As above.
 #[inline(never)]
-fn chain_list(
-    chain: &mut Vec<SendRequest>,
-    buffer: &DataBuffer,
-    iu: &[u8],
-    mut cursor: Cursor,
-    transfer_bytes: u32,
+fn chain_list<P: Platform>(
+    kit: &mut Kit<P>,
+    task: &mut Task,
+    direction: Direction,
     room: u32,
     local: Sge,
     id: WorkRequestId,
-    operation: fn(RemoteAddress) -> SendOperation,
-) -> Cursor {
-    let mut left = room;
+) -> u32 {
+    let buffer = if direction == Direction::In { &task.data_in } else { &task.data_out };
+    let iu = kit.receive_region.iu(task.receive, task.iu_bytes);
+    let cursor = &mut task.cursor;
+    let mut left = room.min(CHAIN_MAX as u32);
     for descriptor in buffer.descriptors(iu).skip(cursor.descriptors as usize) {
-        let rest = transfer_bytes - cursor.bytes;
+        let rest = task.transfer_bytes - cursor.bytes;
         if rest == 0 || left == 0 {
             break;
         }
         let length = descriptor.length.min(rest);
         let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
-        chain.push(data_request(
-            id,
-            operation(remote),
-            Sge { address: local.address + u64::from(cursor.bytes), length, key: local.key },
-        ));
+        let address = local.address + u64::from(cursor.bytes);
+        let local = Sge { address, length, key: local.key };
+        let operation = rdma(direction, remote);
+        kit.chain.push(SendRequest { id, operation, local, signaled: false });
         cursor.bytes += length;
         cursor.descriptors += 1;
         left -= 1;
     }
-    cursor
+    kit.chain.len() as u32
+}
+
+/// The operation that moves data in `direction`: data-in is written to the initiator, data-out read.
+#[inline]
+fn rdma(direction: Direction, remote: RemoteAddress) -> SendOperation {
+    match direction {
+        Direction::In => SendOperation::RdmaWrite(remote),
+        Direction::Out | Direction::None => SendOperation::RdmaRead(remote),
+    }
 }

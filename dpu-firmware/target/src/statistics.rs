@@ -3,6 +3,7 @@
 
 use lunar_dma::sgv::SgvStatistics;
 use lunar_platform::PeerAddress;
+use lunar_scsi::status::Status;
 use lunar_srp::login::PortId;
 
 use crate::histogram::Histogram;
@@ -50,6 +51,24 @@ pub struct Counters {
     pub aborted: u64,
     /// Task management functions.
     pub task_managements: u64,
+}
+
+impl Counters {
+    /// Counts an answered command that moved `bytes`.
+    #[inline]
+    pub(crate) fn count(&mut self, kind: OperationKind, bytes: u32) {
+        self.commands[kind as usize] += 1;
+        self.bytes[kind as usize] += u64::from(bytes);
+    }
+
+    /// Counts an answer other than GOOD.
+    pub(crate) fn count_failure(&mut self, status: Status) {
+        match status {
+            Status::CheckCondition => self.check_conditions += 1,
+            Status::Busy | Status::TaskSetFull => self.refused += 1,
+            _ => {}
+        }
+    }
 }
 
 /// Counters of one poll group that are about the group itself.

@@ -13,12 +13,13 @@ pub mod request;
 
 pub use reply::{
     EventRequest, Reply, Residual, Response, encode_credit_request, encode_event_request,
-    encode_response, encode_target_logout, parse_reply, parse_response,
+    encode_response, encode_success, encode_target_logout, parse_reply, parse_response,
 };
 pub use request::{
-    BufferLayout, Command, CommandFault, CommandLayout, IuError, Request, SolicitedNotification,
-    TaskManagement, encode_command, encode_credit_response, encode_event_response, encode_logout,
-    encode_task_management, function_code, parse,
+    BufferLayout, CDB_OFFSET, Command, CommandFault, CommandHead, CommandLayout, FIXED_CDB_BYTES,
+    IuError, Request, SolicitedNotification, TaskManagement, command_head, encode_command,
+    encode_credit_response, encode_event_response, encode_logout, encode_task_management,
+    function_code, parse,
 };
 
 /// Longest command descriptor block an SRP_CMD can carry: 16 bytes and 63 additional dwords.

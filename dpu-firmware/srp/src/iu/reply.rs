@@ -119,9 +119,37 @@ pub enum Reply<'a> {
     },
 }
 
+/// Encodes the SRP_RSP of a command with GOOD and without residuals, and gives its length in bytes;
+/// `None` when it does not fit `out`. The data path's entry; [`encode_response`] does the others.
+#[inline(always)]
+#[must_use]
+pub fn encode_success(
+    tag: u64,
+    request_limit_delta: i32,
+    solicited: bool,
+    out: &mut [u8],
+) -> Option<u32> {
+    let place = out.first_chunk_mut::<FIXED_BYTES>()?;
+    let fixed = wire::Response {
+        opcode: opcode::RESPONSE,
+        solicited: u8::from(solicited),
+        reserved_2: [0; 2],
+        request_limit_delta: request_limit_delta.into(),
+        tag: tag.into(),
+        reserved_16: [0; 2],
+        flags: 0,
+        status: 0,
+        data_out_residual: 0.into(),
+        data_in_residual: 0.into(),
+        sense_bytes: 0.into(),
+        response_bytes: 0.into(),
+    };
+    *place = zerocopy::transmute!(fixed);
+    Some(FIXED_BYTES as u32)
+}
+
 /// Encodes an SRP_RSP and gives its length in bytes; `None` when it does not fit `out` or the sense
-/// data is longer than [`SENSE_BYTES_MAX`]. Data path.
-#[inline]
+/// data is longer than [`SENSE_BYTES_MAX`].
 #[must_use]
 pub fn encode_response(response: &Response<'_>, out: &mut [u8]) -> Option<usize> {
     let (out_flag, data_out_residual) = response

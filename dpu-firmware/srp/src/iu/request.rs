@@ -11,16 +11,16 @@ use crate::descriptor::{self, BufferFault, DESCRIPTOR_BYTES, DataBuffer, Descrip
 use crate::wire::{self, opcode};
 
 /// Bytes of the CDB inside SRP_CMD's fixed part.
-const FIXED_CDB_BYTES: usize = 16;
-/// Where the CDB starts.
-const CDB_OFFSET: usize = 32;
+pub const FIXED_CDB_BYTES: usize = 16;
+/// Where the CDB starts, in bytes from the IU's first byte (SRP 6.8); additional CDB bytes follow its 16.
+pub const CDB_OFFSET: u16 = 32;
 /// The formats byte of a command without data.
 const NO_DATA: u8 = 0;
 /// The formats byte of a command with one direct data-in descriptor.
 const DIRECT_IN: u8 = wire::format::DIRECT;
 /// The formats byte of a command with one direct data-out descriptor.
 const DIRECT_OUT: u8 = wire::format::DIRECT << 4;
-const _: () = assert!(CDB_OFFSET == core::mem::offset_of!(wire::Command, cdb));
+const _: () = assert!(CDB_OFFSET as usize == core::mem::offset_of!(wire::Command, cdb));
 
 /// An IU from an initiator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,31 +80,39 @@ pub struct TaskManagement {
     pub solicited: SolicitedNotification,
 }
 
-/// The requester's wish for solicited events (SRP 5.2: SCSOLNT and UCSOLNT).
+/// The requester's wish for solicited events (SRP 5.2): the bits of the IU's byte for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SolicitedNotification {
-    /// For a successful end (SCSOLNT, 02h).
-    pub on_success: bool,
-    /// For an unsuccessful end (UCSOLNT, 04h).
-    pub on_failure: bool,
-}
+pub struct SolicitedNotification(u8);
 
 impl SolicitedNotification {
+    /// SCSOLNT: for a successful end.
+    const SUCCESS: u8 = 0x02;
+    /// UCSOLNT: for an unsuccessful end.
+    const FAILURE: u8 = 0x04;
+
+    /// A wish for events at successful and at unsuccessful ends.
+    #[must_use]
+    pub fn new(on_success: bool, on_failure: bool) -> Self {
+        let success = if on_success { Self::SUCCESS } else { 0 };
+        let failure = if on_failure { Self::FAILURE } else { 0 };
+        Self(success | failure)
+    }
+
     #[inline]
     fn from_wire(byte: u8) -> Self {
-        Self { on_success: byte & 0x02 != 0, on_failure: byte & 0x04 != 0 }
+        Self(byte & (Self::SUCCESS | Self::FAILURE))
     }
 
     #[inline]
     fn to_wire(self) -> u8 {
-        u8::from(self.on_success) << 1 | u8::from(self.on_failure) << 2
+        self.0
     }
 
     /// Whether a response with this outcome is to raise a solicited event.
     #[inline]
     #[must_use]
     pub fn wanted(self, success: bool) -> bool {
-        if success { self.on_success } else { self.on_failure }
+        self.0 & if success { Self::SUCCESS } else { Self::FAILURE } != 0
     }
 }
 
@@ -172,130 +180,161 @@ impl fmt::Display for CommandFault {
     }
 }
 
-/// What a parser says when it refuses a command. The same code is compiled twice: the data path's
-/// instance refuses without a word, because carrying reasons past every step would cost it half as
-/// many instructions again; a refused command is then parsed once more, for the reason.
-pub(crate) trait Refusal: Sized {
-    /// The refusal for `reason`.
-    fn because(reason: impl FnOnce() -> CommandFault) -> Self;
+/// The fixed part of an SRP_CMD: enough to answer it, whatever follows.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandHead<'a> {
+    fixed: &'a wire::Command,
+    iu: &'a [u8],
 }
 
-/// A refusal without a reason.
-struct Unexplained;
+/// The head of the SRP_CMD in `iu`: the data path's entry. `None` for everything else, which [`parse`]
+/// tells apart.
+#[inline]
+#[must_use]
+pub fn command_head(iu: &[u8]) -> Option<CommandHead<'_>> {
+    let fixed: &wire::Command = header(iu).ok()?;
+    (fixed.opcode == opcode::COMMAND).then_some(CommandHead { fixed, iu })
+}
 
-impl Refusal for Unexplained {
+impl CommandHead<'_> {
+    /// [`Command::tag`].
     #[inline]
-    fn because(_reason: impl FnOnce() -> CommandFault) -> Self {
-        Self
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.fixed.tag.get()
+    }
+
+    /// [`Command::lun`].
+    #[inline]
+    #[must_use]
+    pub fn lun(&self) -> [u8; 8] {
+        self.fixed.lun
+    }
+
+    /// [`Command::attribute`].
+    #[inline]
+    #[must_use]
+    pub fn attribute(&self) -> TaskAttribute {
+        attribute_from_wire(self.fixed.attribute)
+    }
+
+    /// [`Command::solicited`].
+    #[inline]
+    #[must_use]
+    pub fn solicited(&self) -> SolicitedNotification {
+        SolicitedNotification::from_wire(self.fixed.solicited)
+    }
+
+    /// The CDB's first 16 bytes, which is all of it unless [`Self::cdb_bytes`] says more.
+    #[inline]
+    #[must_use]
+    pub fn cdb(&self) -> [u8; FIXED_CDB_BYTES] {
+        self.fixed.cdb
+    }
+
+    /// Bytes of the CDB, which starts [`CDB_OFFSET`] bytes into the IU, wherever that ends.
+    #[inline]
+    #[must_use]
+    pub fn cdb_bytes(&self) -> u16 {
+        // The low two bits are reserved: the field counts bytes, in dwords.
+        (FIXED_CDB_BYTES as u16).saturating_add(u16::from(self.fixed.additional_cdb & !3))
+    }
+
+    /// Reads the data buffers into the places for them, which hold [`DataBuffer::None`]. Gives whether
+    /// the rest of the IU is sound; the command must be refused if not, and [`parse`] says why.
+    ///
+    /// The usual commands have no data or one direct descriptor. Those are written where they belong in
+    /// arms of their own; carried through a common result they cost three times the instructions.
+    #[inline(always)]
+    pub fn read_buffers(&self, data_out: &mut DataBuffer, data_in: &mut DataBuffer) -> bool {
+        let offset = usize::from(CDB_OFFSET.saturating_add(self.cdb_bytes()));
+        let place = match self.fixed.formats {
+            DIRECT_IN => data_in,
+            DIRECT_OUT => data_out,
+            NO_DATA => return self.iu.len() >= offset,
+            _ => return self.read_lists(data_out, data_in, offset),
+        };
+        match descriptor::direct(self.iu, offset) {
+            Some(descriptor) => {
+                *place = DataBuffer::Direct(descriptor);
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(never)]
+    fn read_lists(
+        &self,
+        data_out: &mut DataBuffer,
+        data_in: &mut DataBuffer,
+        offset: usize,
+    ) -> bool {
+        match parse_buffers(self.fixed, self.iu, offset) {
+            Ok(buffers) => {
+                (*data_out, *data_in) = buffers;
+                true
+            }
+            Err(_) => false,
+        }
     }
 }
 
-impl Refusal for CommandFault {
-    fn because(reason: impl FnOnce() -> CommandFault) -> Self {
-        reason()
-    }
-}
-
-/// Parses one IU from an initiator. Data path. Bytes behind the IU's last field are ignored, as are
-/// reserved fields.
+/// Parses one IU from an initiator. Bytes behind the IU's last field are ignored, as are reserved
+/// fields.
 ///
 /// # Errors
 /// [`IuError::Malformed`] when the channel must be closed, [`IuError::Command`] when the command
 /// must be refused.
-#[inline(always)]
 pub fn parse(iu: &[u8]) -> Result<Request<'_>, IuError> {
     match iu.first() {
         Some(&opcode::COMMAND) => {
             let fixed: &wire::Command = header(iu)?;
-            match parse_command::<Unexplained>(fixed, iu) {
-                Ok(command) => Ok(Request::Command(command)),
-                Err(Unexplained) => explain(fixed, iu),
-            }
+            let head = CommandHead { fixed, iu };
+            parse_command(&head).map(Request::Command).map_err(|reason| IuError::Command {
+                tag: head.tag(),
+                lun: head.lun(),
+                solicited: head.solicited(),
+                reason,
+            })
         }
         Some(&opcode) => Ok(parse_rare(iu, opcode)?),
         None => Err(Malformed::Empty.into()),
     }
 }
 
-/// Finds the reason why a command was refused.
-#[cold]
-#[inline(never)]
-fn explain<'a>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Request<'a>, IuError> {
-    match parse_command::<CommandFault>(fixed, iu) {
-        Ok(command) => Ok(Request::Command(command)),
-        Err(reason) => Err(IuError::Command {
-            tag: fixed.tag.get(),
-            lun: fixed.lun,
-            solicited: SolicitedNotification::from_wire(fixed.solicited),
-            reason,
-        }),
-    }
-}
-
-#[inline(always)]
-fn parse_command<'a, R: Refusal>(fixed: &wire::Command, iu: &'a [u8]) -> Result<Command<'a>, R> {
-    // The low two bits are reserved: the field counts bytes, in dwords.
-    let additional_bytes = fixed.additional_cdb & !3;
-    let cdb_bytes = FIXED_CDB_BYTES.saturating_add(additional_bytes.into());
-    let descriptors_offset = CDB_OFFSET.saturating_add(cdb_bytes);
-    let Some(cdb) = iu.get(CDB_OFFSET..descriptors_offset) else {
-        return Err(R::because(|| CommandFault::CdbBeyondIu {
-            additional_bytes,
-            iu_bytes: u32::try_from(iu.len()).unwrap_or(u32::MAX),
-        }));
-    };
-    let command = |data_out, data_in| Command {
-        tag: fixed.tag.get(),
-        lun: fixed.lun,
-        attribute: attribute_from_wire(fixed.attribute),
-        solicited: SolicitedNotification::from_wire(fixed.solicited),
+fn parse_command<'a>(head: &CommandHead<'a>) -> Result<Command<'a>, CommandFault> {
+    let CommandHead { fixed, iu } = *head;
+    let offset = usize::from(CDB_OFFSET.saturating_add(head.cdb_bytes()));
+    let cdb = iu.get(usize::from(CDB_OFFSET)..offset).ok_or(CommandFault::CdbBeyondIu {
+        additional_bytes: fixed.additional_cdb & !3,
+        iu_bytes: u32::try_from(iu.len()).unwrap_or(u32::MAX),
+    })?;
+    let (data_out, data_in) = parse_buffers(fixed, iu, offset)?;
+    Ok(Command {
+        tag: head.tag(),
+        lun: head.lun(),
+        attribute: head.attribute(),
+        solicited: head.solicited(),
         cdb,
         data_out,
         data_in,
-    };
-    // The usual commands have no data or one direct descriptor. Built in arms of their own they cost
-    // half the instructions: nothing is shuffled for buffers that they do not have.
-    match fixed.formats {
-        NO_DATA => Ok(command(DataBuffer::None, DataBuffer::None)),
-        DIRECT_IN => {
-            let (data_in, _) =
-                descriptor::parse_direct(iu, descriptors_offset, CommandFault::DataIn)?;
-            Ok(command(DataBuffer::None, data_in))
-        }
-        DIRECT_OUT => {
-            let (data_out, _) =
-                descriptor::parse_direct(iu, descriptors_offset, CommandFault::DataOut)?;
-            Ok(command(data_out, DataBuffer::None))
-        }
-        _ => {
-            let (data_out, data_in) = parse_buffers(fixed, iu, descriptors_offset)?;
-            Ok(command(data_out, data_in))
-        }
-    }
+    })
 }
 
 /// Both buffers, whatever their formats.
-#[inline(never)]
-fn parse_buffers<R: Refusal>(
+fn parse_buffers(
     fixed: &wire::Command,
     iu: &[u8],
     offset: usize,
-) -> Result<(DataBuffer, DataBuffer), R> {
+) -> Result<(DataBuffer, DataBuffer), CommandFault> {
     // Data-out descriptors come first (SRP 6.8).
-    let (data_out, data_in_offset) = descriptor::parse(
-        iu,
-        offset,
-        fixed.formats >> 4,
-        fixed.data_out_count,
-        CommandFault::DataOut,
-    )?;
-    let (data_in, _) = descriptor::parse(
-        iu,
-        data_in_offset,
-        fixed.formats & 0x0f,
-        fixed.data_in_count,
-        CommandFault::DataIn,
-    )?;
+    let (format, count) = (fixed.formats >> 4, fixed.data_out_count);
+    let (data_out, data_in_offset) =
+        descriptor::parse(iu, offset, format, count).map_err(CommandFault::DataOut)?;
+    let (format, count) = (fixed.formats & 0x0f, fixed.data_in_count);
+    let (data_in, _) =
+        descriptor::parse(iu, data_in_offset, format, count).map_err(CommandFault::DataIn)?;
     Ok((data_out, data_in))
 }
 
@@ -324,6 +363,11 @@ fn parse_rare(iu: &[u8], opcode: u8) -> Result<Request<'_>, Malformed> {
 /// SRP 6.8 table of task attributes.
 #[inline]
 fn attribute_from_wire(code: u8) -> TaskAttribute {
+    if code == 0 { TaskAttribute::Simple } else { rare_attribute(code) }
+}
+
+#[inline(never)]
+fn rare_attribute(code: u8) -> TaskAttribute {
     match code {
         0 => TaskAttribute::Simple,
         1 => TaskAttribute::HeadOfQueue,

@@ -78,13 +78,13 @@ impl Region for BareRegion {
     #[inline]
     fn bytes(&self, offset: usize, length: usize) -> &[u8] {
         self.touch(length);
-        self.bytes.get(offset..).and_then(|bytes| bytes.get(..length)).unwrap_or(&[])
+        self.bytes.get(offset..offset.wrapping_add(length)).unwrap_or(&[])
     }
 
     #[inline]
     fn bytes_mut(&mut self, offset: usize, length: usize) -> &mut [u8] {
         self.touch(length);
-        self.bytes.get_mut(offset..).and_then(|bytes| bytes.get_mut(..length)).unwrap_or(&mut [])
+        self.bytes.get_mut(offset..offset.wrapping_add(length)).unwrap_or(&mut [])
     }
 }
 

@@ -1,0 +1,590 @@
+//! The state machine of a task: `advance` and its steps, up to the transport, which is `srp_port`'s.
+//!
+//! A step works on a [`Focus`]: the task with all that it names, looked up once for the whole way that
+//! it goes in one turn. A step must not reach other tasks; what concerns those is left behind as a
+//! [`Wake`] or handed back as [`After`], and `resume` carries it out.
+
+use lunar_backend::Submission;
+use lunar_dma::sgv::{Buffer, ClaimError, Placement};
+use lunar_dma::slots::SlotId;
+use lunar_platform::Platform;
+use lunar_scsi::device_server::{self, BlockOperation, BlockOutcome, Ending, Parameter, Verdict};
+use lunar_scsi::sense::Sense;
+use lunar_scsi::status::Status;
+use lunar_scsi::unit_attention::UnitAttention;
+use lunar_srp::descriptor::DataBuffer;
+
+use crate::channel::Channel;
+use crate::configuration::BackendKind;
+use crate::fifo::NONE;
+use crate::kit::Kit;
+use crate::nexus::{Nexus, NexusLun};
+use crate::poll_group::UnitShard;
+use crate::statistics::OperationKind;
+use crate::task::{Direction, Membership, State, Step, Task, Wake, Work};
+use crate::trace::Point;
+
+/// One task and all that it names. See the module.
+pub(crate) struct Focus<'a, P: Platform> {
+    pub id: SlotId,
+    pub task: &'a mut Task,
+    pub channel: &'a mut Channel,
+    pub nexus: &'a mut Nexus,
+    /// The shard of its logical unit; `None` where there is none.
+    pub unit: Option<&'a mut UnitShard>,
+    pub kit: &'a mut Kit<P>,
+}
+
+/// What a step leaves to the poll group, because it reaches beyond the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum After {
+    /// Nothing.
+    Rest,
+    /// The task is over: release its slot.
+    Release,
+    /// Its queue pair refused a chain: close the channel, after releasing its slot if it is over.
+    Close {
+        /// Whether it is over.
+        release: bool,
+    },
+}
+
+impl<P: Platform> Focus<'_, P> {
+    #[inline]
+    pub(crate) fn trace(&mut self, point: Point) {
+        self.kit.record(self.task.tag, point);
+    }
+
+    /// Enters `state`; [`Self::advance`] goes on from there.
+    #[inline]
+    pub(crate) fn enter(&mut self, state: State) {
+        self.trace(Point::Entered(state));
+        self.task.state = state;
+    }
+
+    /// What the nexus knows of the task's LUN.
+    #[inline]
+    fn lun(&mut self) -> Option<&mut NexusLun> {
+        self.nexus.luns.get_mut(self.task.lun as usize)
+    }
+
+    /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self) -> After {
+        if let Some(unit) = self.unit.as_mut() {
+            if unit.is_closed() {
+                unit.held.push(&mut self.kit.links, self.id.index);
+                self.trace(Point::Entered(State::Blocked));
+                return After::Rest;
+            }
+            unit.active += 1;
+        }
+        if let Some(lun) = self.nexus.luns.get_mut(self.task.lun as usize) {
+            if !lun.set.admit(self.task.attribute) {
+                self.task.membership = Membership::Dormant;
+                lun.dormant.push(&mut self.kit.links, self.id.index);
+                self.trace(Point::Entered(State::Blocked));
+                return After::Rest;
+            }
+            self.task.membership = Membership::Enabled;
+        }
+        self.advance_here()
+    }
+
+    /// Drives the task until it waits for something outside or is over. Every resume comes through
+    /// here, after the resumer changed what the task waited for.
+    #[inline(never)]
+    pub(crate) fn advance(&mut self) -> After {
+        self.advance_here()
+    }
+
+    /// [`Self::advance`] without the call, for the one place that nearly every command starts from.
+    ///
+    /// A task goes only forward through the states that it can leave by itself, so they are asked in
+    /// their order.
+    #[inline(always)]
+    fn advance_here(&mut self) -> After {
+        let mut state = self.task.state;
+        let is_traced = self.kit.trace.is_some();
+        macro_rules! leave {
+            ($from:ident, $step:ident) => {
+                if state == State::$from {
+                    match self.$step() {
+                        Step::Enter(next) => state = next,
+                        Step::Wait => {
+                            self.task.state = state;
+                            return After::Rest;
+                        }
+                        Step::Over => return self.over(),
+                        Step::Refused => return self.over_refused(),
+                    }
+                    if is_traced {
+                        self.trace(Point::Entered(state));
+                    }
+                }
+            };
+        }
+        leave!(Blocked, begin);
+        leave!(NeedBuffer, claim_buffer);
+        leave!(NeedReadRoom, fetch_data_out);
+        leave!(NeedBackend, submit);
+        leave!(NeedSendRoom, push_response);
+        self.task.state = state;
+        After::Rest
+    }
+
+    /// Out of `Blocked`: unit attention, then the device server's verdict.
+    #[inline(always)]
+    fn begin(&mut self) -> Step {
+        let task = &mut *self.task;
+        let lun = self.nexus.luns.get(task.lun as usize);
+        let (Some(lun), Some(unit)) = (lun, self.unit.as_ref()) else {
+            return self.begin_absent();
+        };
+        if !lun.mapped || lun.unit != task.unit || !unit.in_use {
+            return self.begin_absent();
+        }
+        task.access_generation = unit.access_generation;
+        if lun.attentions.is_empty() {
+            let (logical_unit, read_only) = (&unit.logical_unit, lun.read_only);
+            let usual = device_server::usual_operation(logical_unit, read_only, &task.cdb);
+            if let Some(operation) = usual {
+                let shift = logical_unit.block_shift();
+                return begin_transfer(task, operation, shift);
+            }
+        }
+        self.begin_rare()
+    }
+
+    /// No such LUN, or it was taken away while the task was held back.
+    #[cold]
+    fn begin_absent(&mut self) -> Step {
+        let verdict = device_server::begin_absent(self.kit.receive_region.cdb(self.task));
+        self.task.unit = NONE;
+        if let Some(shard) = self.unit.take() {
+            shard.active -= 1;
+        }
+        self.follow(verdict)
+    }
+
+    /// Everything but a sound READ or WRITE without a unit attention in its way.
+    #[inline(never)]
+    fn begin_rare(&mut self) -> Step {
+        let cdb = self.kit.receive_region.cdb(self.task);
+        let lun = self.nexus.luns.get_mut(self.task.lun as usize);
+        let (Some(lun), Some(unit)) = (lun, self.unit.as_ref()) else {
+            return self.begin_absent();
+        };
+        let (command, verdict) = device_server::begin_cdb(&unit.logical_unit, lun.read_only, cdb);
+        if !command.is_some_and(|command| command.ignores_unit_attention())
+            && let Some(sense) = lun.attentions.take()
+        {
+            return self.task.check(sense);
+        }
+        self.follow(verdict)
+    }
+
+    /// Carries out the device server's verdict.
+    fn follow(&mut self, verdict: Verdict) -> Step {
+        let task = &mut *self.task;
+        match verdict {
+            Verdict::Done(Ok(())) => task.end(Status::Good),
+            Verdict::Done(Err(sense)) => task.check(sense),
+            Verdict::Parameter(parameter) => {
+                task.work = Work::Parameter(parameter);
+                task.direction = Direction::In;
+                task.wanted_bytes = parameter.length_max();
+                if task.wanted_bytes == 0 {
+                    return task.end(Status::Good);
+                }
+                Step::Enter(State::NeedBuffer)
+            }
+            Verdict::Block(operation) => match self.unit.as_ref() {
+                Some(unit) => begin_transfer(task, operation, unit.logical_unit.block_shift()),
+                None => task.check(Sense::INTERNAL_TARGET_FAILURE),
+            },
+            Verdict::Forward => {
+                task.work = Work::Forward;
+                let (out_bytes, in_bytes) =
+                    (task.data_out.total_bytes(), task.data_in.total_bytes());
+                task.direction = match (out_bytes, in_bytes) {
+                    (0, 0) => return Step::Enter(State::NeedBackend),
+                    (_, 0) => Direction::Out,
+                    (0, _) => Direction::In,
+                    // No command for disks moves data both ways, and the ring has one buffer each.
+                    _ => return task.check(Sense::INVALID_INFORMATION_UNIT),
+                };
+                // The card does not know what the command transfers; the initiator's buffer says
+                // how much it can be.
+                task.wanted_bytes = out_bytes.max(in_bytes);
+                task.transfer_bytes = task.wanted_bytes;
+                Step::Enter(State::NeedBuffer)
+            }
+        }
+    }
+
+    /// In `NeedBuffer` for the first time: takes a buffer unless others wait already.
+    #[inline(always)]
+    fn claim_buffer(&mut self) -> Step {
+        // A list for each placement: who lacks host memory holds up nobody who needs the card's.
+        let placement = self.placement();
+        let list = placement as usize;
+        if self.kit.need_buffer[list].is_empty()
+            && let Some(step) = self.claim_at(placement)
+        {
+            return step;
+        }
+        self.kit.counters.buffers_waited += 1;
+        self.task.buffer_list = list;
+        self.kit.need_buffer[list].push(&mut self.kit.links, self.id.index);
+        Step::Wait
+    }
+
+    /// Where the task's buffer is to lie. Without host memory (no agent yet, a revoke announced)
+    /// card memory serves.
+    #[inline(always)]
+    fn placement(&self) -> Placement {
+        let Some(unit) = self.unit.as_ref() else { return Placement::CardDram };
+        if unit.placement == Placement::HostDram
+            && self.kit.host_cache.is_some()
+            && !self.kit.releasing
+            && !matches!(self.task.work, Work::Parameter(_))
+        {
+            return Placement::HostDram;
+        }
+        Placement::CardDram
+    }
+
+    /// Takes a buffer when there is one now; `None` when the arena is exhausted.
+    pub(crate) fn try_claim_buffer(&mut self) -> Option<Step> {
+        self.claim_at(self.placement())
+    }
+
+    #[inline(always)]
+    fn claim_at(&mut self, placement: Placement) -> Option<Step> {
+        let task = &mut *self.task;
+        let claimed = match (placement, self.kit.host_cache.as_mut()) {
+            (Placement::HostDram, Some(cache)) => {
+                task.host_epoch = self.kit.host_epoch;
+                cache.claim(task.wanted_bytes, &mut self.nexus.host_share)
+            }
+            _ => self.kit.card_cache.claim(task.wanted_bytes, &mut self.nexus.card_share),
+        };
+        let buffer = match claimed {
+            Ok(buffer) => buffer,
+            Err(ClaimError::Exhausted) => return None,
+            Err(ClaimError::ShareExceeded) => return Some(task.end(Status::TaskSetFull)),
+            Err(ClaimError::TooLarge) => return Some(task.check(Sense::INVALID_FIELD_IN_CDB)),
+        };
+        task.buffer = Some(buffer);
+        let next = match (&task.work, task.direction) {
+            (Work::Parameter(_), _) => self.fill_parameter(),
+            (_, Direction::Out) => Step::Enter(State::NeedReadRoom),
+            _ => Step::Enter(State::NeedBackend),
+        };
+        self.trace(Point::Buffer);
+        Some(next)
+    }
+
+    /// Writes parameter data into the task's buffer, which is card memory.
+    #[inline(never)]
+    fn fill_parameter(&mut self) -> Step {
+        let Work::Parameter(parameter) = self.task.work else {
+            return self.task.check(Sense::INTERNAL_TARGET_FAILURE);
+        };
+        let pending = match self.lun() {
+            // REQUEST SENSE reports a unit attention as its data and so clears it (SPC-6 6.39).
+            Some(lun) if matches!(parameter, Parameter::RequestSense { .. }) => {
+                lun.attentions.take()
+            }
+            // REPORT LUNS tells what this attention is about, and so clears it (SPC-6 6.33).
+            Some(lun) if matches!(parameter, Parameter::ReportLuns { .. }) => {
+                lun.attentions.clear(UnitAttention::ReportedLunsDataChanged);
+                None
+            }
+            _ => None,
+        };
+        let unit = self.unit.as_ref().map(|unit| &unit.logical_unit);
+        let task = &mut *self.task;
+        let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
+        let bytes = task.wanted_bytes.min(buffer.bytes());
+        let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
+        let mut luns = self.nexus.numbers();
+        let length = device_server::fill(&parameter, unit, &mut luns, pending, out);
+        let length = u32::try_from(length).unwrap_or(0);
+        task.wanted_bytes = length;
+        task.transfer_bytes = length.min(task.data_in.total_bytes());
+        task.status = Status::Good;
+        Step::Enter(State::NeedSendRoom)
+    }
+
+    /// Out of `NeedBackend`. Access is checked again here, by generation, because data-out may have
+    /// been fetched meanwhile (DESIGN section 4, step 6).
+    #[inline(always)]
+    fn submit(&mut self) -> Step {
+        let task = &mut *self.task;
+        let Some(unit) = self.unit.as_mut() else {
+            return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
+        };
+        if task.access_generation != unit.access_generation
+            && !crate::mutant::is(crate::mutant::Mutant::NoRecheckAtSubmit)
+        {
+            self.kit.counters.rechecks += 1;
+            let lun = self.nexus.luns.get(task.lun as usize);
+            let Some(lun) = lun.filter(|lun| lun.mapped && lun.unit == task.unit) else {
+                return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
+            };
+            let read_only = unit.logical_unit.read_only || lun.read_only;
+            if read_only && matches!(task.work, Work::Block(BlockOperation::Write { .. })) {
+                return task.check(Sense::WRITE_PROTECTED);
+            }
+            task.access_generation = unit.access_generation;
+        }
+        if unit.backend == BackendKind::CardNull {
+            // SCST's vdisk_nullio: READ gives whatever the buffer held, WRITE forgets. Nothing outside
+            // has to happen, so there is no state to wait in.
+            return match task.work {
+                Work::Block(_) => {
+                    task.submitted = true;
+                    Step::Enter(State::NeedSendRoom)
+                }
+                Work::Forward => task.check(Sense::INVALID_COMMAND_OPERATION_CODE),
+                Work::Parameter(_) | Work::Undecided => task.check(Sense::INTERNAL_TARGET_FAILURE),
+            };
+        }
+        self.submit_to_ring()
+    }
+
+    #[inline(never)]
+    fn submit_to_ring(&mut self) -> Step {
+        let task = &mut *self.task;
+        let (Some(request), Some(unit)) = (task.block_request(), self.unit.as_mut()) else {
+            return task.check(Sense::INTERNAL_TARGET_FAILURE);
+        };
+        if task.holds_lost_host_memory(self.kit.host_epoch) {
+            return task.check(Sense::COMMAND_ABORTED);
+        }
+        let on_host = task.buffer.as_ref().map(Buffer::placement) == Some(Placement::HostDram);
+        if self.kit.releasing && on_host {
+            // Nothing new goes to a ring whose memory is about to go.
+            return task.end(Status::Busy);
+        }
+        let submission = Submission {
+            token: self.id.to_token(),
+            unit: task.unit,
+            nexus: self.nexus.handle,
+            configuration_generation: self.kit.configuration.generation,
+            nexus_generation: self.nexus.handle,
+            request,
+            data: task.buffer.as_ref(),
+            data_bytes: task.wanted_bytes,
+            cdb: self.kit.receive_region.cdb(task),
+        };
+        // Others wait already, and this one is not the first of them.
+        let behind = self.kit.need_backend.head().is_some_and(|head| head != self.id.index);
+        let taken = match (self.kit.ring.as_mut(), self.kit.staging_cache.as_mut()) {
+            (Some(ring), Some(staging)) if !behind && !self.kit.releasing => {
+                ring.submit(&submission, staging).is_ok()
+            }
+            _ => false,
+        };
+        if !taken {
+            if !std::mem::replace(&mut task.in_backend_list, true) {
+                self.kit.counters.backend_waited += 1;
+                self.kit.need_backend.push(&mut self.kit.links, self.id.index);
+            }
+            return Step::Wait;
+        }
+        task.at_backend = true;
+        task.submitted = true;
+        unit.at_backend[(task.access_generation & 1) as usize] += 1;
+        self.trace(Point::Submitted);
+        Step::Enter(State::AtBackend)
+    }
+
+    /// The backend's answer: status and sense, then on.
+    pub(crate) fn on_outcome(&mut self, outcome: &lunar_backend::Outcome) -> After {
+        let task = &mut *self.task;
+        task.at_backend = false;
+        if let Some(unit) = self.unit.as_mut() {
+            unit.at_backend[(task.access_generation & 1) as usize] -= 1;
+        }
+        self.trace(Point::Outcome);
+        if self.task.state == State::Aborting {
+            return if self.task.is_quiet() { self.over() } else { After::Rest };
+        }
+        if outcome.outcome == lunar_offload_proto::ring::Outcome::Forwarded {
+            let task = &mut *self.task;
+            task.status = Status::from_code(outcome.status).unwrap_or(Status::CheckCondition);
+            if task.direction == Direction::In {
+                task.wanted_bytes = outcome.transferred_bytes;
+                task.transfer_bytes = outcome.transferred_bytes.min(task.data_in.total_bytes());
+            }
+            self.keep_forwarded_sense(outcome);
+        } else {
+            match device_server::finish(block_outcome(outcome)) {
+                Ending::Status(Status::Good) => {}
+                Ending::Status(status) => {
+                    self.task.end(status);
+                }
+                Ending::Sense(sense) => {
+                    self.task.check(sense);
+                }
+            }
+        }
+        self.enter(State::NeedSendRoom);
+        self.advance()
+    }
+
+    /// [`Self::over`] of a task whose queue pair refused its chain.
+    #[cold]
+    fn over_refused(&mut self) -> After {
+        After::Close { release: self.over() == After::Release }
+    }
+
+    /// Frees everything the task held. Its work requests and its backend token are back.
+    #[inline(never)]
+    pub(crate) fn over(&mut self) -> After {
+        self.over_here()
+    }
+
+    /// [`Self::over`] without the call, for the one place where nearly every command ends.
+    #[inline(always)]
+    pub(crate) fn over_here(&mut self) -> After {
+        let task = &mut *self.task;
+        debug_assert!(task.is_quiet(), "a task ended too early");
+        if let Some(buffer) = task.buffer.take() {
+            if buffer.placement() == Placement::CardDram {
+                let share = &mut self.nexus.card_share;
+                self.kit.card_cache.release(buffer, share, self.kit.now);
+            } else {
+                self.release_host_buffer(buffer);
+            }
+        }
+        let task = &mut *self.task;
+        if task.receive != NONE {
+            self.kit.repost(std::mem::replace(&mut task.receive, NONE));
+        }
+        if task.management.is_none()
+            && let Some(unit) = self.unit.as_mut()
+        {
+            unit.active -= 1;
+        }
+        self.kit.ends_seen |= task.awaited;
+        if (task.silent || task.membership != Membership::Outside) && self.end_unanswered() {
+            return After::Rest;
+        }
+        self.trace(Point::Over);
+        self.nexus.tasks -= 1;
+        self.channel.slots -= 1;
+        if !self.channel.receives.is_empty() || !self.channel.is_open() {
+            self.kit.wakes.push_back(Wake::Channel(self.task.channel));
+        }
+        let kit = &mut *self.kit;
+        if kit.need_buffer.iter().any(|list| !list.is_empty()) || !kit.need_backend.is_empty() {
+            kit.wakes.push_back(Wake::Buffers);
+        }
+        After::Release
+    }
+
+    #[inline(never)]
+    fn release_host_buffer(&mut self, buffer: Buffer) {
+        let task = &*self.task;
+        if task.host_epoch != self.kit.host_epoch {
+            // Its arena is gone, and its cache and every share of it with it.
+            return;
+        }
+        // Data-out that was fetched and never submitted must not land in the buffer's next life: the
+        // next batch of the ring flushes it out of the way.
+        let fetched = !task.submitted && task.cursor.bytes != 0;
+        if fetched
+            && task.direction == Direction::Out
+            && let Some(ring) = self.kit.ring.as_mut()
+        {
+            ring.flush_before_publish();
+        }
+        if let Some(cache) = self.kit.host_cache.as_mut() {
+            cache.release(buffer, &mut self.nexus.host_share, self.kit.now);
+        }
+    }
+
+    /// The rest of [`Self::over`] for a task that was not answered. Gives whether its slot is still in
+    /// use: an SRP_CRED_REQ went out in it.
+    #[cold]
+    fn end_unanswered(&mut self) -> bool {
+        self.leave_task_set();
+        if !std::mem::take(&mut self.task.silent) {
+            return false;
+        }
+        self.channel.credit.owe();
+        self.nexus.counters.aborted += 1;
+        self.task.awaited = false;
+        // The unit has nothing to do with what follows.
+        self.task.unit = NONE;
+        self.unit = None;
+        self.request_credit()
+    }
+
+    /// Takes the task out of its task set; what it held back is looked at soon.
+    #[inline(always)]
+    pub(crate) fn leave_task_set(&mut self) {
+        let task = &mut *self.task;
+        let Some(lun) = self.nexus.luns.get_mut(task.lun as usize) else { return };
+        match std::mem::replace(&mut task.membership, Membership::Outside) {
+            Membership::Enabled => lun.set.ended(task.attribute),
+            Membership::Dormant => lun.set.withdrawn(task.attribute),
+            Membership::Outside => return,
+        }
+        if !lun.dormant.is_empty() {
+            self.kit.wakes.push_back(Wake::Dormant { nexus: task.nexus, lun: task.lun });
+        }
+    }
+}
+
+/// Notes what a block operation moves, in blocks of `1 << shift` bytes.
+#[inline(always)]
+fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Step {
+    task.work = Work::Block(operation);
+    let (direction, kind, blocks, used, unused) = match operation {
+        BlockOperation::Flush { .. } => return Step::Enter(State::NeedBackend),
+        BlockOperation::Read { blocks, .. } => {
+            (Direction::In, OperationKind::Read, blocks, &task.data_in, &task.data_out)
+        }
+        BlockOperation::Write { blocks, .. } => {
+            (Direction::Out, OperationKind::Write, blocks, &task.data_out, &task.data_in)
+        }
+    };
+    (task.direction, task.kind) = (direction, kind);
+    let Ok(wanted_bytes) = u32::try_from(u64::from(blocks) << shift) else {
+        return task.check(Sense::INVALID_FIELD_IN_CDB);
+    };
+    let offered_bytes = used.total_bytes();
+    task.wanted_bytes = wanted_bytes;
+    task.transfer_bytes = wanted_bytes.min(offered_bytes);
+    task.fits = wanted_bytes == offered_bytes && *unused == DataBuffer::None;
+    // A part of a block cannot be written: refuse the command whole, and say by the residual how
+    // much is missing.
+    if offered_bytes < wanted_bytes && direction == Direction::Out {
+        return task.check(Sense::INVALID_INFORMATION_UNIT);
+    }
+    Step::Enter(State::NeedBuffer)
+}
+
+/// The one place where ring outcomes become the device server's.
+fn block_outcome(outcome: &lunar_backend::Outcome) -> BlockOutcome {
+    use lunar_offload_proto::ring::Outcome as Ring;
+    match outcome.outcome {
+        Ring::Done => BlockOutcome::Done,
+        Ring::MediumReadError => BlockOutcome::MediumReadError { lba: outcome.detail },
+        Ring::MediumWriteError => BlockOutcome::MediumWriteError { lba: outcome.detail },
+        Ring::WriteProtected => BlockOutcome::WriteProtected,
+        Ring::NoSpace => BlockOutcome::NoSpace,
+        Ring::OutOfRange => BlockOutcome::OutOfRange,
+        Ring::Unavailable => BlockOutcome::Unavailable,
+        Ring::Transitioning => BlockOutcome::Transitioning,
+        Ring::Lost => BlockOutcome::Lost,
+        Ring::Cancelled => BlockOutcome::Cancelled,
+        _ => BlockOutcome::HardwareError,
+    }
+}
