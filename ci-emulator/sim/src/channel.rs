@@ -71,6 +71,8 @@ pub struct Channel {
     pub login_at: u64,
     /// Since when a login is under way.
     pub asking_since: Option<u64>,
+    /// Moment of the newest login request.
+    pub asked: u64,
     /// Moment of the accepted login.
     pub logged_in: u64,
     /// How eager it is: one command in so many steps.
@@ -116,6 +118,7 @@ impl Channel {
             places: (0..QUEUE_DEPTH as usize).map(|place| place * stride).collect(),
             login_at: 0,
             asking_since: None,
+            asked: 0,
             logged_in: 0,
             pace: 4,
         }

@@ -47,6 +47,7 @@ impl World {
         if channel.initiator.is_idle() {
             if channel.asking_since.is_none() && self.now >= channel.login_at {
                 channel.asking_since = Some(self.now);
+                channel.asked = self.moment;
                 self.journal.note("login", [number as u64, 0, 0]);
                 // It is idle, so it can.
                 let _ = channel.initiator.login();

@@ -6,7 +6,7 @@ use lunar_scsi::task_set::TaskManagementFunction;
 use lunar_srp::iu::Residual;
 use lunar_srp::login::OtherChannels;
 
-use crate::channel::{Purpose, Sent};
+use crate::channel::{Channel, Purpose, Sent};
 use crate::laws::{Broken, Law};
 use crate::units::UNITS;
 use crate::world::World;
@@ -140,14 +140,17 @@ impl World {
         if self.taken_away[channel.nexus].iter().any(|until| *until >= self.now) {
             channel.initiator.expect_silent_ends();
         }
-        let (nexus, single) = (channel.nexus, channel.single);
+        let (nexus, single, asked) = (channel.nexus, channel.single, channel.asked);
         if !single {
             return;
         }
         let _ = others;
-        // A SINGLE login's response says that everything older of the nexus is over.
+        // A SINGLE login's response says that everything older of the nexus is over. A channel that
+        // logged in while this one asked may be the younger one to the target: nobody here knows.
         self.nexus_since[nexus] = self.moment;
-        for (lun, write) in std::mem::take(&mut self.limbo[nexus]) {
+        for (lun, write, _) in
+            self.limbo[nexus].extract_if(.., |(_, _, logged_in)| *logged_in < asked)
+        {
             let how = "a SINGLE login of its nexus was accepted after its channel had died";
             self.laws.end_write(lun, write, WriteEnd::Unknown, how);
         }
@@ -158,6 +161,9 @@ impl World {
                 continue;
             }
             alone = false;
+            if self.channels[other].logged_in >= asked {
+                continue;
+            }
             let tags: Vec<Tag> =
                 self.channels[other].sent.iter().flatten().map(|sent| sent.tag).collect();
             for tag in tags {
@@ -197,12 +203,12 @@ impl World {
     }
 
     fn on_lost(&mut self, number: usize, tag: Tag) {
-        let nexus = self.channels[number].nexus;
+        let Channel { nexus, logged_in, .. } = self.channels[number];
         let Some(sent) = self.channels[number].finish(tag) else { return };
         self.channels[number].give_place(sent.place);
         match sent.purpose {
             // It may still land, until a SINGLE login says that it will not.
-            Purpose::Write(write) => self.limbo[nexus].push((sent.lun, write)),
+            Purpose::Write(write) => self.limbo[nexus].push((sent.lun, write, logged_in)),
             purpose => self.end(sent.lun, purpose, "its channel died"),
         }
     }

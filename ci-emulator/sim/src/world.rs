@@ -108,8 +108,9 @@ pub(crate) struct World {
     pub(crate) wire: Option<Wire>,
     pub(crate) channels: Vec<Channel>,
     pub(crate) laws: Laws,
-    /// By nexus: writes whose channel died, until a SINGLE login ends them.
-    pub(crate) limbo: Vec<Vec<(usize, lunar_initiator::oracle::Write)>>,
+    /// By nexus: writes whose channel died, with their LUN and the moment of that channel's login, until
+    /// a SINGLE login ends them.
+    pub(crate) limbo: Vec<Vec<(usize, lunar_initiator::oracle::Write, u64)>>,
     /// By nexus and LUN: the last moment at which something of another channel or nexus may have
     /// taken commands away.
     pub(crate) taken_away: Vec<[u64; UNITS.len()]>,
