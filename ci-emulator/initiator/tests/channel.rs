@@ -192,7 +192,7 @@ fn credits_bound_what_is_outstanding_and_all_come_back() {
 fn sense_and_solicited_notification_arrive() {
     in_both_modes(|device| {
         let mut rig = Rig::logged_in(device);
-        let solicited = SolicitedNotification { on_success: false, on_failure: true };
+        let solicited = SolicitedNotification::new(false, true);
         let command = Command { solicited, ..Command::new(LUN, &[FAIL], Data::None) };
         let submitted = rig.initiator.submit(&command).unwrap();
         match rig.next() {

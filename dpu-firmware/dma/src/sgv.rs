@@ -48,9 +48,12 @@ pub enum Placement {
 #[must_use = "a dropped buffer is lost: give it back with SgvCache::release"]
 pub struct Buffer {
     address: u64,
-    offset: u64,
+    /// Its first granule, counted from the cache's base.
+    granule: u32,
     key: LocalKey,
     bytes: u32,
+    /// Its length is that of a granule shifted left by this.
+    class: u8,
     placement: Placement,
 }
 
@@ -70,7 +73,7 @@ impl Buffer {
     /// Offset in bytes from the cache's base.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.offset
+        u64::from(self.granule) * u64::from(self.bytes >> self.class)
     }
 
     /// Length in bytes: that of the class, not less than what was asked for.
@@ -348,12 +351,12 @@ impl SgvCache {
         share.held_bytes = share_after;
         self.held_bytes = held_after;
         self.high_water_bytes = self.high_water_bytes.max(held_after);
-        let offset = u64::from(granule) << self.granule_shift;
         Ok(Buffer {
-            address: self.base + offset,
-            offset,
+            address: self.base + (u64::from(granule) << self.granule_shift),
+            granule,
             key: self.key,
             bytes: class_bytes,
+            class: class as u8,
             placement: self.placement,
         })
     }
@@ -380,11 +383,10 @@ impl SgvCache {
     /// Takes a buffer back, on account of the share it was claimed on.
     #[inline(always)]
     pub fn release(&mut self, buffer: Buffer, share: &mut Share, now: Nanoseconds) {
-        let granule = buffer.offset >> self.granule_shift;
+        let offset = u64::from(buffer.granule) << self.granule_shift;
         let ours = buffer.key == self.key
-            && buffer.placement == self.placement
-            && buffer.address == self.base.wrapping_add(buffer.offset)
-            && granule < self.nodes.len() as u64;
+            && buffer.address == self.base.wrapping_add(offset)
+            && (buffer.granule as usize) < self.nodes.len();
         debug_assert!(ours, "{buffer:?} is of another cache");
         if !ours {
             self.foreign += 1;
@@ -394,7 +396,7 @@ impl SgvCache {
         debug_assert!(share.held_bytes >= bytes, "{buffer:?} was claimed on another share");
         share.held_bytes = share.held_bytes.saturating_sub(bytes);
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
-        self.push_cached(self.class_of(buffer.bytes), granule as u32, now);
+        self.push_cached(usize::from(buffer.class), buffer.granule, now);
     }
 
     /// Gives cached buffers that were idle for [`Config::purge_after_ns`] back to the arena, where
@@ -545,6 +547,7 @@ impl SgvCache {
         (list.count != 0).then_some(list.oldest)
     }
 
+    #[inline(always)]
     fn push_cached(&mut self, class: usize, granule: u32, now: Nanoseconds) {
         let list = &mut self.lists[class];
         if list.count == 0 {

@@ -11,16 +11,14 @@ use lunar_srp::iu::{
 use proptest::prelude::*;
 
 const LUN: [u8; 8] = [0, 5, 0, 0, 0, 0, 0, 0];
-fn quiet() -> SolicitedNotification {
-    SolicitedNotification::new(false, false)
-}
+const QUIET: SolicitedNotification = SolicitedNotification::new(false, false);
 
 fn read_layout(data_in: BufferLayout<'_>) -> CommandLayout<'_> {
     CommandLayout {
         tag: 0x0102_0304_0506_0708,
         lun: LUN,
         attribute: TaskAttribute::Simple,
-        solicited: quiet(),
+        solicited: QUIET,
         cdb: &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0],
         data_out: BufferLayout::None,
         data_in,
@@ -174,13 +172,13 @@ fn task_management_functions_have_their_codes() {
         (ClearAca, 0x40),
     ] {
         assert_eq!(iu::function_code(function), code);
-        iu::encode_task_management(9, LUN, code, 77, quiet(), &mut iu).expect("fits");
+        iu::encode_task_management(9, LUN, code, 77, QUIET, &mut iu).expect("fits");
         let parsed = TaskManagement {
             tag: 9,
             lun: LUN,
             function: Some(function),
             task_tag: 77,
-            solicited: quiet(),
+            solicited: QUIET,
         };
         assert_eq!(iu::parse(&iu), Ok(Request::TaskManagement(parsed)));
     }

@@ -208,7 +208,7 @@ impl<P: Platform> PollGroup<P> {
                 self.units.0.resize_with(place + 1, || None);
             }
             let Some(entry) = self.units.0.get_mut(place) else { continue };
-            let shard = entry.get_or_insert_with(|| UnitShard::new(unit));
+            let shard = entry.get_or_insert_with(|| Box::new(UnitShard::new(unit)));
             let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
             let resized = shard.logical_unit.blocks != unit.logical_unit.blocks;
             shard.in_use = true;
@@ -546,7 +546,7 @@ impl<P: Platform> PollGroup<P> {
         }
         out.units.clear();
         let shards = (0_u32..).zip(&self.units.0);
-        for (handle, shard) in shards.filter_map(|(handle, shard)| Some((handle, shard.as_ref()?)))
+        for (handle, shard) in shards.filter_map(|(handle, shard)| Some((handle, shard.as_deref()?)))
         {
             out.units.push(UnitStatistics {
                 handle,

@@ -99,12 +99,12 @@ impl<P: Platform> Focus<'_, P> {
         self.advance_here()
     }
 
-    /// [`Self::advance`] without the call, for the one place that nearly every command starts from.
+    /// [`Self::advance`] without the call, for the places that nearly every command comes through.
     ///
     /// A task goes only forward through the states that it can leave by itself, so they are asked in
     /// their order.
     #[inline(always)]
-    fn advance_here(&mut self) -> After {
+    pub(crate) fn advance_here(&mut self) -> After {
         let mut state = self.task.state;
         let is_traced = self.kit.trace.is_some();
         macro_rules! leave {

@@ -152,7 +152,7 @@ impl<P: Platform> PollGroup<P> {
         let attributes = self.kit.hca.attributes();
         let parameters = QpParameters {
             send_queue_depth: Channel::send_queue_depth(target.request_limit),
-            rdma_reads: attributes.rdma_reads_max.min(16),
+            rdma_reads: attributes.rdma_reads_max,
         };
         let response = LoginResponse {
             tag: request.tag,
@@ -222,7 +222,7 @@ impl<P: Platform> PollGroup<P> {
             Some(place) => place,
             None => {
                 let cap = self.limits.nexus_share_bytes;
-                self.nexuses.push(Nexus::new(cap, cap));
+                self.nexuses.push(Box::new(Nexus::new(cap, cap)));
                 self.nexuses.len() - 1
             }
         };
@@ -231,7 +231,7 @@ impl<P: Platform> PollGroup<P> {
         self.next_nexus = self.next_nexus.wrapping_add(1).max(1);
         let cap = self.limits.nexus_share_bytes;
         let nexus = &mut self.nexuses[place];
-        *nexus = Nexus::new(cap, cap);
+        **nexus = Nexus::new(cap, cap);
         nexus.in_use = true;
         nexus.handle = handle;
         nexus.initiator = request.initiator_port;

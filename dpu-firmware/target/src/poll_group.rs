@@ -69,19 +69,19 @@ impl Default for GroupLimits {
     }
 }
 
-/// The shards by unit handle.
+/// The shards by unit handle. Boxed, so that finding one is a load and its absence a null pointer.
 #[derive(Default)]
-pub(crate) struct Units(pub(crate) Vec<Option<UnitShard>>);
+pub(crate) struct Units(pub(crate) Vec<Option<Box<UnitShard>>>);
 
 impl Units {
     #[inline]
     pub(crate) fn get(&self, unit: u32) -> Option<&UnitShard> {
-        self.0.get(unit as usize)?.as_ref()
+        self.0.get(unit as usize)?.as_deref()
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, unit: u32) -> Option<&mut UnitShard> {
-        self.0.get_mut(unit as usize)?.as_mut()
+        self.0.get_mut(unit as usize)?.as_deref_mut()
     }
 }
 
@@ -229,7 +229,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) kit: Kit<P>,
     pub(crate) tasks: TaskTable,
     pub(crate) channels: Box<[Channel]>,
-    pub(crate) nexuses: Vec<Nexus>,
+    /// Boxed, as the units are.
+    pub(crate) nexuses: Vec<Box<Nexus>>,
     pub(crate) units: Units,
     pub(crate) memory: P::Memory,
     /// Taken by the ring backend when a ring is attached, given back when it is reset.

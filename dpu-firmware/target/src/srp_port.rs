@@ -208,6 +208,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// The last work request of a task's batch completed, well or not.
+    #[inline(always)]
     pub(crate) fn on_tail(&mut self, slot: SlotId, completion: &WorkCompletion) {
         let Some(id) = self.tasks.live(slot.to_token()) else {
             self.kit.counters.stale_completions += 1;
@@ -231,16 +232,25 @@ impl<P: Platform> PollGroup<P> {
         let after = if completion.status == CompletionStatus::Success {
             focus.batch_done()
         } else {
-            self.close_channel(channel, CloseReason::WorkRequestFailed);
-            // Closing the channel may have ended it.
-            match self.tasks.live(id.to_token()) {
-                Some(_) => self.focus(id.index).batch_done(),
-                None => After::Rest,
-            }
+            return self.on_failed_tail(id, channel);
         };
         self.finish(id.index, channel, after);
         if waited_for {
             self.wake_room(channel);
+        }
+    }
+
+    /// The rest of [`Self::on_tail`] for a work request that failed, and with it its channel.
+    #[cold]
+    fn on_failed_tail(&mut self, id: SlotId, channel: u32) {
+        self.close_channel(channel, CloseReason::WorkRequestFailed);
+        // Closing the channel may have ended the task; nobody waits for room on it any more.
+        if self.tasks.live(id.to_token()).is_some() {
+            let after = match self.focus(id.index).task.state {
+                State::Sending => self.focus(id.index).over(),
+                _ => self.focus(id.index).rare_batch_done(),
+            };
+            self.finish(id.index, channel, after);
         }
     }
 
@@ -281,16 +291,6 @@ impl<P: Platform> Focus<'_, P> {
     fn batch_done(&mut self) -> After {
         match self.task.state {
             State::Sending => self.over_here(),
-            _ => self.part_done(),
-        }
-    }
-
-    /// [`Self::batch_done`] for a batch without the response.
-    #[inline(never)]
-    fn part_done(&mut self) -> After {
-        match self.task.state {
-            State::Aborting if self.task.is_quiet() => self.over(),
-            State::Aborting => After::Rest,
             State::Fetching => {
                 self.trace(Point::ReadsDone);
                 self.enter(if self.task.cursor.bytes < self.task.transfer_bytes {
@@ -298,8 +298,17 @@ impl<P: Platform> Focus<'_, P> {
                 } else {
                     State::NeedBackend
                 });
-                self.advance()
+                self.advance_here()
             }
+            _ => self.rare_batch_done(),
+        }
+    }
+
+    #[inline(never)]
+    fn rare_batch_done(&mut self) -> After {
+        match self.task.state {
+            State::Aborting if self.task.is_quiet() => self.over(),
+            State::Aborting => After::Rest,
             State::NeedSendRoom => self.advance(),
             _ => {
                 self.kit.counters.stale_completions += 1;

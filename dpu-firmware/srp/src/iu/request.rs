@@ -92,7 +92,7 @@ impl SolicitedNotification {
 
     /// A wish for events at successful and at unsuccessful ends.
     #[must_use]
-    pub fn new(on_success: bool, on_failure: bool) -> Self {
+    pub const fn new(on_success: bool, on_failure: bool) -> Self {
         let success = if on_success { Self::SUCCESS } else { 0 };
         let failure = if on_failure { Self::FAILURE } else { 0 };
         Self(success | failure)

@@ -234,7 +234,8 @@ impl Hca for BareHca {
     type Connection = ();
 
     fn attributes(&self) -> HcaAttributes {
-        attributes(&small_limits())
+        // As many RDMA READs as commands, so that no WRITE waits for its turn to fetch.
+        HcaAttributes { rdma_reads_max: DEPTH as u32, ..attributes(&small_limits()) }
     }
 
     fn accept(&mut self, (): (), _: QpParameters, _: &[u8]) -> Result<QpHandle, CmError> {
