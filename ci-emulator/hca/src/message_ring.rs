@@ -1,25 +1,20 @@
 //! The two message rings of a connection: SENDs of any length up to half a ring, one writer and one
-//! reader each. Cursors run freely and count bytes; a message is an 8-byte header (sequence, length)
-//! and its bytes, and begins at a multiple of a cache line. The reader trusts nothing it reads.
+//! reader each. Cursors run freely and count bytes; a message begins at a multiple of a cache line
+//! and takes at least one. Its header, which says that it is there and how long it is, lies apart
+//! (`shared`). The reader trusts nothing it reads.
 
 use lunar_pcie::Resolved;
 
-use crate::shared::{LINE, QueuePairMemory};
-
-const HEADER_BYTES: u32 = 8;
-
-/// The peer's cursors or headers make no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lie;
+use crate::shared::{LINE, Lie, QueuePairMemory};
 
 /// Ring bytes that a message of `length` bytes takes.
 fn footprint(length: u32) -> u32 {
-    (HEADER_BYTES + length).next_multiple_of(LINE as u32)
+    length.max(1).next_multiple_of(LINE as u32)
 }
 
 /// The longest message that a ring of `ring_bytes` carries.
 pub(crate) fn message_bytes_max(ring_bytes: u32) -> u32 {
-    ring_bytes / 2 - HEADER_BYTES
+    ring_bytes / 2
 }
 
 /// Splits `length` bytes at `cursor` of a ring where it wraps: offset and length of the first part;
@@ -36,7 +31,7 @@ pub(crate) struct OutRing {
     tail: u32,
     /// Up to where the peer has taken messages, as last seen.
     consumed: u32,
-    sequence: u32,
+    sequence: u64,
 }
 
 impl OutRing {
@@ -84,28 +79,23 @@ impl OutRing {
         from: Option<&Resolved<'_>>,
         length: u32,
     ) -> Option<u32> {
-        let ring = |cursor: u32| memory.out_ring + u64::from(cursor & (memory.ring_bytes - 1));
-        let mut header = [0; HEADER_BYTES as usize];
-        header[..4].copy_from_slice(&self.sequence.to_le_bytes());
-        header[4..].copy_from_slice(&length.to_le_bytes());
-        memory.segment.write(ring(self.tail), &header);
-        let start = self.tail.wrapping_add(HEADER_BYTES);
         if let Some(from) = from {
-            let (_, first) = split(start, length, memory.ring_bytes);
-            let copied = from.copy_out(0, &memory.segment, ring(start), first as usize)
-                && from.copy_out(
-                    u64::from(first),
-                    &memory.segment,
-                    memory.out_ring,
-                    (length - first) as usize,
-                );
+            let (at, first) = split(self.tail, length, memory.ring_bytes);
+            let copied = from.copy_out(0, &memory.segment, memory.out_ring + at, first as usize)
+                && (first == length
+                    || from.copy_out(
+                        u64::from(first),
+                        &memory.segment,
+                        memory.out_ring,
+                        (length - first) as usize,
+                    ));
             if !copied {
                 return None;
             }
         }
-        self.sequence = self.sequence.wrapping_add(1);
+        memory.publish(self.sequence, length);
+        self.sequence += 1;
         self.tail = self.tail.wrapping_add(footprint(length));
-        memory.publish(self.tail);
         Some(self.tail)
     }
 }
@@ -114,7 +104,7 @@ impl OutRing {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct InRing {
     head: u32,
-    sequence: u32,
+    sequence: u64,
 }
 
 impl InRing {
@@ -123,49 +113,37 @@ impl InRing {
         Self { head: cursor, sequence: 0 }
     }
 
-    /// Whether a message waits.
+    /// Whether a message waits, or what the peer says makes no sense.
     pub(crate) fn has_news(&self, memory: &QueuePairMemory) -> bool {
-        memory.peer_published() != self.head
+        memory.peer_published(self.sequence) != Ok(None)
     }
 
     /// Length of the next message, if one waits.
     pub(crate) fn peek(&self, memory: &QueuePairMemory) -> Result<Option<u32>, Lie> {
-        let waiting = memory.peer_published().wrapping_sub(self.head);
-        if waiting == 0 {
-            return Ok(None);
+        match memory.peer_published(self.sequence)? {
+            Some(length) if length > message_bytes_max(memory.ring_bytes) => Err(Lie),
+            length => Ok(length),
         }
-        if waiting > memory.ring_bytes || !waiting.is_multiple_of(LINE as u32) {
-            return Err(Lie);
-        }
-        let (at, _) = split(self.head, HEADER_BYTES, memory.ring_bytes);
-        let mut header = [0; HEADER_BYTES as usize];
-        memory.segment.read(memory.in_ring + at, &mut header);
-        let [s0, s1, s2, s3, l0, l1, l2, l3] = header;
-        let sequence = u32::from_le_bytes([s0, s1, s2, s3]);
-        let length = u32::from_le_bytes([l0, l1, l2, l3]);
-        let fits = sequence == self.sequence
-            && length <= message_bytes_max(memory.ring_bytes)
-            && footprint(length) <= waiting;
-        if fits { Ok(Some(length)) } else { Err(Lie) }
     }
 
     /// Copies the next message, whose length [`Self::peek`] gave, to the start of `to`. False when the
     /// local memory vanished.
     pub(crate) fn copy(&self, memory: &QueuePairMemory, to: &Resolved<'_>, length: u32) -> bool {
-        let (at, first) = split(self.head.wrapping_add(HEADER_BYTES), length, memory.ring_bytes);
+        let (at, first) = split(self.head, length, memory.ring_bytes);
         to.copy_in(0, &memory.segment, memory.in_ring + at, first as usize)
-            && to.copy_in(
-                u64::from(first),
-                &memory.segment,
-                memory.in_ring,
-                (length - first) as usize,
-            )
+            && (first == length
+                || to.copy_in(
+                    u64::from(first),
+                    &memory.segment,
+                    memory.in_ring,
+                    (length - first) as usize,
+                ))
     }
 
     /// Steps over the next message; [`Self::acknowledge`] tells the peer.
     pub(crate) fn advance(&mut self, length: u32) {
         self.head = self.head.wrapping_add(footprint(length));
-        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence += 1;
     }
 
     /// Tells the peer how far this side is.

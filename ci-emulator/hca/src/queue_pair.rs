@@ -21,9 +21,9 @@ use lunar_platform::{
 
 use crate::connection_manager::{Message, Received, Way};
 use crate::device::Latency;
-use crate::message_ring::{InRing, Lie, OutRing};
+use crate::message_ring::{InRing, OutRing};
 use crate::remote_keys::{RemoteAccess, RemoteRange, SEGMENTS_MAX, look_up};
-use crate::shared::{EndState, PeerGroup, QueuePairMemory, Refusal};
+use crate::shared::{EndState, Lie, PeerGroup, QueuePairMemory, Refusal};
 use crate::statistics::Statistics;
 
 /// What the queue pairs of a group have in common while they execute.

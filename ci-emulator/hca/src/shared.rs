@@ -7,13 +7,17 @@
 //!   (`armed`, `unreachable`), the activity bitmap (peers set the bit of a queue pair that has news),
 //!   and the remote-key table (peers read it before they touch the group's memory);
 //! * the **queue-pair segment**, one per connection: per end one block of lines that only this end
-//!   writes (`published`, `consumed`, state) and the message ring it sends on.
+//!   writes (`consumed`, state), and the message ring it sends on with the headers of its messages.
+//!   A header makes its message visible. They lie apart from the messages, eight in a line, so that a
+//!   message of 64 bytes costs the other core one line and an eighth.
 //!
-//! News protocol. A sender first stores what is new (a cursor, a state), then calls
+//! News protocol. A sender first stores what is new (a header, a cursor, a state), then calls
 //! [`PeerGroup::tell`], which fences and loads the receiver's `watching` and `armed` words. The receiver does
 //! the opposite: it stores `watching = 0` (or `armed = 1`), fences, and looks for news once more. With
 //! both fences sequentially consistent at least one of the two sees the other's store, so either the sender
-//! sets the bit (writes the eventfd) or the receiver sees the news: no wake-up is lost. A receiver
+//! sets the bit (writes the eventfd) or the receiver sees the news: no wake-up is lost, as long as the
+//! receiver drains its eventfd before it arms and at no other time. `armed` may be taken away for news
+//! that it has seen already; then the eventfd alone says so. A receiver
 //! that watches a queue pair (looks at its words in every poll) costs its peer no bitmap access at all.
 //!
 //! Limits of trust: a peer can set or clear bits of the shared bitmap that are not its own, and eat
@@ -29,10 +33,27 @@ use lunar_pcie::{HintLine, Segment};
 pub(crate) const LINE: u64 = 64;
 /// Bytes of one entry of the remote-key table.
 pub(crate) const REMOTE_KEY_BYTES: u64 = LINE;
-/// The message rings of a queue-pair segment start here.
-const RINGS_OFFSET: u64 = 4096;
-/// Lines of one end's block: published, consumed, state.
-const END_BYTES: u64 = 3 * LINE;
+/// The headers of both message rings, then the rings, start here in a queue-pair segment.
+const HEADERS_OFFSET: u64 = 4096;
+/// Bytes of one header: the ring's round, then the message's length.
+const HEADER_BYTES: u64 = 8;
+/// Lines of one end's block: consumed, state.
+const END_BYTES: u64 = 2 * LINE;
+
+/// Headers of a message ring: one a line, because no message takes less.
+fn headers(ring_bytes: u32) -> u64 {
+    u64::from(ring_bytes) / LINE
+}
+
+/// Where the first of the two message rings starts in a queue-pair segment.
+fn rings_offset(ring_bytes: u32) -> u64 {
+    HEADERS_OFFSET + 2 * headers(ring_bytes) * HEADER_BYTES
+}
+
+/// Bytes of a queue-pair segment.
+fn queue_pair_bytes(ring_bytes: u32) -> u64 {
+    rings_offset(ring_bytes) + 2 * u64::from(ring_bytes)
+}
 
 /// Stands in for a word that is not inside its segment. Layouts are checked when a segment is
 /// adopted, so this is never reached; it keeps the accessors free of panics.
@@ -243,12 +264,18 @@ pub(crate) enum Refusal {
     Operation,
 }
 
+/// The peer's cursors or headers make no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lie;
+
 /// One end's view of a queue-pair segment.
 #[derive(Clone, Debug)]
 pub(crate) struct QueuePairMemory {
     pub(crate) segment: Segment,
     own: u64,
     peer: u64,
+    out_headers: u64,
+    in_headers: u64,
     /// Where the ring this end sends on begins.
     pub(crate) out_ring: u64,
     /// Where the ring this end receives on begins.
@@ -258,18 +285,17 @@ pub(crate) struct QueuePairMemory {
 }
 
 impl QueuePairMemory {
-    const PUBLISHED: u64 = 0;
-    const CONSUMED: u64 = LINE;
-    const RECEIVER_NOT_READY: u64 = LINE + 4;
-    const REFUSAL: u64 = LINE + 8;
-    const STATE: u64 = 2 * LINE;
-    const WATCHING: u64 = 2 * LINE + 4;
+    const CONSUMED: u64 = 0;
+    const RECEIVER_NOT_READY: u64 = 4;
+    const REFUSAL: u64 = 8;
+    const STATE: u64 = LINE;
+    const WATCHING: u64 = LINE + 4;
     /// The other end found this end's rkey or range wrong, or its words mad: go to the error state.
-    const ACCUSATION: u64 = 2 * LINE + 8;
+    const ACCUSATION: u64 = LINE + 8;
 
     /// Makes the segment of a new connection. `ring_bytes` is a power of two.
     pub(crate) fn create(ring_bytes: u32) -> io::Result<Self> {
-        let bytes = RINGS_OFFSET as usize + 2 * ring_bytes as usize;
+        let bytes = usize::try_from(queue_pair_bytes(ring_bytes)).map_err(io::Error::other)?;
         let segment = Segment::memfd("lunar-hca-qp", bytes)?;
         Self::adopt(segment, End::Active, ring_bytes)
             .ok_or_else(|| io::Error::other("message ring layout"))
@@ -279,16 +305,26 @@ impl QueuePairMemory {
     pub(crate) fn adopt(segment: Segment, end: End, ring_bytes: u32) -> Option<Self> {
         let fits = ring_bytes.is_power_of_two()
             && (4 << 10..=16 << 20).contains(&ring_bytes)
-            && segment.len() as u64 >= RINGS_OFFSET + 2 * u64::from(ring_bytes);
+            && segment.len() as u64 >= queue_pair_bytes(ring_bytes);
         if !fits {
             return None;
         }
-        let (first, second) = (RINGS_OFFSET, RINGS_OFFSET + u64::from(ring_bytes));
-        let (own, peer, out_ring, in_ring) = match end {
-            End::Active => (0, END_BYTES, first, second),
-            End::Passive => (END_BYTES, 0, second, first),
+        let (out, inward) = match end {
+            End::Active => (0, 1),
+            End::Passive => (1, 0),
         };
-        Some(Self { segment, own, peer, out_ring, in_ring, ring_bytes })
+        let headers_at = |which| HEADERS_OFFSET + which * headers(ring_bytes) * HEADER_BYTES;
+        let ring_at = |which| rings_offset(ring_bytes) + which * u64::from(ring_bytes);
+        Some(Self {
+            segment,
+            own: out * END_BYTES,
+            peer: inward * END_BYTES,
+            out_headers: headers_at(out),
+            in_headers: headers_at(inward),
+            out_ring: ring_at(out),
+            in_ring: ring_at(inward),
+            ring_bytes,
+        })
     }
 
     fn own(&self, offset: u64) -> &AtomicU32 {
@@ -299,13 +335,39 @@ impl QueuePairMemory {
         word(&self.segment, self.peer + offset)
     }
 
-    /// Makes everything written to the out ring up to `cursor` visible.
-    pub(crate) fn publish(&self, cursor: u32) {
-        self.own(Self::PUBLISHED).store(cursor, Ordering::Release);
+    /// Where the header of the message numbered `sequence` lies after the first header, and which
+    /// round through the headers it belongs to. Fresh memory is zero, so rounds begin with 1.
+    #[inline]
+    fn header(&self, sequence: u64) -> (u64, u32) {
+        let headers = headers(self.ring_bytes);
+        let (index, round) = (sequence & (headers - 1), sequence >> headers.trailing_zeros());
+        (index * HEADER_BYTES, (round as u32).wrapping_add(1))
     }
 
-    pub(crate) fn peer_published(&self) -> u32 {
-        self.peer(Self::PUBLISHED).load(Ordering::Acquire)
+    /// Makes the message numbered `sequence`, which was written to the out ring, visible.
+    #[inline]
+    pub(crate) fn publish(&self, sequence: u64, length: u32) {
+        let (at, round) = self.header(sequence);
+        double_word(&self.segment, self.out_headers + at)
+            .store(u64::from(length) << 32 | u64::from(round), Ordering::Release);
+    }
+
+    /// The length of the message numbered `sequence`, as the peer says it; `None` when it was not
+    /// published yet.
+    ///
+    /// # Errors
+    /// When the header is neither this message's nor that of a round before.
+    #[inline]
+    pub(crate) fn peer_published(&self, sequence: u64) -> Result<Option<u32>, Lie> {
+        let (at, round) = self.header(sequence);
+        let header = double_word(&self.segment, self.in_headers + at).load(Ordering::Acquire);
+        if header as u32 == round {
+            Ok(Some((header >> 32) as u32))
+        } else if header as u32 == round.wrapping_sub(1) {
+            Ok(None)
+        } else {
+            Err(Lie)
+        }
     }
 
     /// Acknowledges everything received up to `cursor`.

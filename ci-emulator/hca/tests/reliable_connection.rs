@@ -490,7 +490,7 @@ fn malformed_posts_are_refused_at_once() {
         let qp = rig.target_qp;
         let long = rig.target.request(1, write_to(key, 0), 0, (1 << 20) + 1, true);
         assert_eq!(rig.target.hca.post_send(qp, &[long]), Err(PostError::Invalid));
-        let long = rig.target.request(1, SendOperation::Send, 0, 32 << 10, true);
+        let long = rig.target.request(1, SendOperation::Send, 0, (32 << 10) + 1, true);
         let good = rig.target.request(2, SendOperation::Send, 0, 8, true);
         assert_eq!(rig.target.hca.post_send(qp, &[good, long]), Err(PostError::Invalid));
         assert_eq!(rig.target.hca.statistics().send_requests, 0, "all or nothing");

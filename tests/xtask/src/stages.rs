@@ -189,8 +189,6 @@ fn memory(job: &Job<'_>) -> Result<Outcome> {
         test.env("ASAN_OPTIONS", "detect_leaks=0");
         // With --target, the flags do not reach build scripts.
         test.args(["--target", &triple, "--target-dir"]).arg(job.folder("memory"));
-        // See tests/xtask/nextest.toml; nothing here can try it again.
-        test.args(["--", "--skip", "second_process", "--skip", "sleeping_ends"]);
         return Ok(noting(job.run_each([test])?, "AddressSanitizer"));
     }
     if let Some(reason) = packages::missing("valgrind", "valgrind") {
