@@ -38,6 +38,8 @@ const BATCH: usize = 64;
 const CONNECTION_POLL_INTERVAL: u32 = 64;
 /// Where the CDB of an SRP_CMD starts.
 const CDB_OFFSET: usize = 32;
+/// Where Linux's initiator puts immediate data: behind a command with one direct descriptor.
+const IMMEDIATE_OFFSET: u16 = 48 + 16 + 4;
 
 /// Work request ids: the kind above, a slot or buffer index below.
 const SEND: u64 = 1 << 32;
@@ -62,6 +64,9 @@ pub struct Config {
     pub data_bytes: usize,
     /// Longest IU in bytes it asks to send, at least 64: 68 and 16 for each indirect piece.
     pub it_iu_bytes: u32,
+    /// Longest data-out in bytes that it sends as immediate data, where the target grants that; 0: it
+    /// does not ask.
+    pub immediate_bytes_max: u32,
 }
 
 impl Config {
@@ -78,6 +83,7 @@ impl Config {
             queue_depth: 128,
             data_bytes: 8 << 20,
             it_iu_bytes: 48 + 20 + 16 * 128,
+            immediate_bytes_max: 0,
         }
     }
 }
@@ -200,6 +206,8 @@ pub struct Initiator {
     data_remote: RemoteKey,
     /// Longest IU the target takes, known after login.
     it_iu_bytes_max: usize,
+    /// Longest immediate data; 0 where the target did not grant any.
+    immediate_bytes_max: u32,
     login_tag: u64,
     /// Something was posted and the doorbell not rung.
     unrung: bool,
@@ -268,6 +276,7 @@ impl Initiator {
             data,
             data_remote,
             it_iu_bytes_max: 0,
+            immediate_bytes_max: 0,
             login_tag: 0,
             unrung: false,
             completions: [WorkCompletion::EMPTY; BATCH],
@@ -293,7 +302,7 @@ impl Initiator {
             it_iu_bytes: self.config.it_iu_bytes,
             formats: FORMATS,
             action: self.config.action,
-            immediate_offset: None,
+            immediate_offset: (self.config.immediate_bytes_max != 0).then_some(IMMEDIATE_OFFSET),
             initiator_port: self.config.initiator_port,
             target_port: self.config.target_port,
         };
@@ -357,7 +366,16 @@ impl Initiator {
         let address = self.data_remote.base + offset as u64;
         let whole = Descriptor { address, key: self.data_remote.rkey, length: bytes };
         let send_offset = self.send_stride * tag.index();
+        let immediate = self.immediate_bytes_max != 0
+            && matches!(command.data, Data::Out { .. })
+            && command.cdb.len() <= 16
+            && bytes <= self.immediate_bytes_max
+            && usize::from(IMMEDIATE_OFFSET) + bytes as usize <= self.it_iu_bytes_max;
         let buffer = match command.shape {
+            _ if immediate => BufferLayout::Immediate {
+                offset: IMMEDIATE_OFFSET,
+                data: self.data.bytes(offset, bytes as usize),
+            },
             Shape::Direct => BufferLayout::Direct(whole),
             Shape::Indirect { pieces } => {
                 split(&whole, pieces, &mut self.pieces);
@@ -668,6 +686,8 @@ impl Initiator {
             return Err("the target wants to send longer IUs than a response can be");
         }
         self.it_iu_bytes_max = response.it_iu_bytes_max as usize;
+        self.immediate_bytes_max =
+            if response.immediate { self.config.immediate_bytes_max } else { 0 };
         self.ledger.open(response.request_limit);
         self.statistics.logins += 1;
         Ok(Event::LoggedIn {

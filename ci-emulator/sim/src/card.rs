@@ -25,7 +25,7 @@ pub const LATENCY: Latency = Latency { minimum: 400, spread: 6_000 };
 /// Longest transfer in bytes.
 pub const TRANSFER_BYTES_MAX: u32 = 128 << 10;
 /// Longest IU an initiator may send, in bytes.
-pub const IT_IU_BYTES_MAX: u32 = 1024;
+pub const IT_IU_BYTES_MAX: u32 = 2112;
 /// Of 1000 hints over PCIe, how many get lost.
 const HINTS_LOST_PER_MILLE: u16 = 300;
 /// Room for trace records between two looks.

@@ -105,6 +105,7 @@ impl Channel {
             queue_depth: QUEUE_DEPTH,
             data_bytes: stride * QUEUE_DEPTH as usize,
             it_iu_bytes: IT_IU_BYTES_MAX,
+            immediate_bytes_max: if random.chance(1, 2) { 2048 } else { 0 },
             ..Config::new(PortId(port), PortId(TARGET_PORT))
         };
         let initiator = Initiator::new(&device, fabric, SERVICE, config).expect("memory");

@@ -1,5 +1,6 @@
 //! What the initiators send.
 
+use lunar_initiator::oracle::WriteEnd;
 use lunar_initiator::{Command, Data, Shape, Tag, cdbs};
 use lunar_scsi::lun;
 use lunar_scsi::task_set::{TaskAttribute, TaskManagementFunction};
@@ -120,13 +121,10 @@ impl World {
             true => Data::Out { offset: place, bytes },
             false => Data::In { offset: place, bytes },
         };
-        let Some(tag) = self.submit(number, lun, &cdb, data) else {
-            return self.channels[number].give_place(Some(place));
-        };
         let range = place..place + bytes as usize;
         let stores = UNITS[lun].stores;
         let nexus = self.channels[number].nexus;
-        // Nothing moves before the doorbell, which the next poll rings.
+        // Before the command is sent, because immediate data goes with it.
         let memory = self.channels[number].initiator.data_mut(range);
         let purpose = match (stores, is_write) {
             (true, true) => Purpose::Write(self.laws.begin_write(nexus, lun, lba, blocks, memory)),
@@ -137,6 +135,16 @@ impl World {
             (false, _) => {
                 Purpose::Other { ignores_attention: false, takes_attention: false, invalid: false }
             }
+        };
+        let Some(tag) = self.submit(number, lun, &cdb, data) else {
+            self.channels[number].give_place(Some(place));
+            return match purpose {
+                Purpose::Read(read, _) => self.laws.abandon_read(lun, read),
+                Purpose::Write(write) => {
+                    self.laws.end_write(lun, write, WriteEnd::Refused, "it was never sent");
+                }
+                _ => {}
+            };
         };
         self.journal.note(
             if is_write { "write: channel, tag, LBA" } else { "read: channel, tag, LBA" },

@@ -8,8 +8,9 @@
 
 pub mod ring;
 
-use lunar_dma::sgv::Buffer;
+use lunar_dma::sgv::{Buffer, Placement};
 use lunar_offload_proto::ring::Outcome as Code;
+use lunar_platform::LocalKey;
 
 /// What a backend is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,33 @@ pub enum BlockRequest {
     },
 }
 
+/// Where an operation's data lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperationData {
+    /// In which memory.
+    pub placement: Placement,
+    /// Key of the region or arena.
+    pub key: LocalKey,
+    /// Address of the first byte, for the DMA engine.
+    pub address: u64,
+    /// Offset in bytes from the base of its SGV cache; means something for host memory.
+    pub offset: u64,
+    /// Bytes that may be used.
+    pub bytes: u32,
+}
+
+impl From<&Buffer> for OperationData {
+    fn from(buffer: &Buffer) -> Self {
+        Self {
+            placement: buffer.placement(),
+            key: buffer.key(),
+            address: buffer.address(),
+            offset: buffer.offset(),
+            bytes: buffer.bytes(),
+        }
+    }
+}
+
 /// One operation for a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Submission<'a> {
@@ -61,7 +89,7 @@ pub struct Submission<'a> {
     /// What to do.
     pub request: BlockRequest,
     /// The data; stays with the backend (untouched by the submitter) until the outcome.
-    pub data: Option<&'a Buffer>,
+    pub data: Option<OperationData>,
     /// Bytes of `data` in use; at most its length.
     pub data_bytes: u32,
     /// The CDB of a forwarded command, at most 260 bytes; else ignored.

@@ -516,21 +516,21 @@ impl<P: Platform> RingBackend<P> {
         entry.nexus.set(submission.nexus);
         entry.configuration_generation.set(submission.configuration_generation);
         entry.nexus_generation.set(submission.nexus_generation);
-        if let Some(buffer) = submission.data
+        if let Some(data) = submission.data
             && submission.data_bytes > 0
         {
-            if submission.data_bytes > buffer.bytes() {
+            if submission.data_bytes > data.bytes {
                 return self.refuse(index, flight);
             }
-            let offset = match buffer.placement() {
+            let offset = match data.placement {
                 Placement::HostDram => {
                     self.flush_wanted |= data_out;
-                    self.setup.data_offset + buffer.offset()
+                    self.setup.data_offset + data.offset
                 }
                 Placement::CardDram => match host.claim(submission.data_bytes, &mut self.share) {
                     Ok(staged) => {
                         let offset = self.setup.staging_offset + staged.offset();
-                        flight.card = (buffer.key(), buffer.address());
+                        flight.card = (data.key, data.address);
                         flight.staged = Some(staged);
                         offset
                     }

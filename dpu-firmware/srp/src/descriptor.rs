@@ -14,6 +14,8 @@ use crate::wire;
 pub const DESCRIPTOR_BYTES: usize = size_of::<wire::MemoryDescriptor>();
 /// Bytes of an indirect descriptor before its partial list.
 pub const INDIRECT_HEAD_BYTES: usize = size_of::<wire::IndirectDescriptor>();
+/// Bytes of an immediate descriptor: a length.
+pub const IMMEDIATE_DESCRIPTOR_BYTES: usize = size_of::<wire::ImmediateDescriptor>();
 /// Most descriptors one IU can carry inline for one direction: the count is one byte.
 pub const INLINE_COUNT_MAX: usize = 255;
 
@@ -73,8 +75,7 @@ pub enum DataBuffer {
         /// Usable bytes: what the IU declared, or the list's sum where that is less.
         total_bytes: u32,
     },
-    /// The data lies in the IU (SRP-2). [`crate::iu::parse`] does not make it yet: it answers
-    /// [`BufferFault::Immediate`] until logins grant it.
+    /// Data-out that lies in the IU (SRP-2), where the channel's login granted it.
     Immediate {
         /// Where the data starts, in bytes from the IU's first byte.
         offset: u16,
@@ -156,8 +157,15 @@ impl Iterator for Descriptors<'_> {
 pub enum BufferFault {
     /// A format code that SRP does not define.
     UnknownFormat(u8),
-    /// Immediate data, which this channel's login did not grant.
+    /// Immediate data, which this channel's login did not grant, or for data-in.
     Immediate,
+    /// The descriptors reach into the place that the login gave to immediate data.
+    ImmediateOverlap {
+        /// Where they end, in bytes from the IU's first byte.
+        descriptors_end: u32,
+        /// Where the immediate data begins.
+        immediate_offset: u16,
+    },
     /// The descriptor or its list reaches beyond the IU's end.
     BeyondIu {
         /// Where it would end, in bytes from the IU's first byte.
@@ -195,7 +203,14 @@ impl fmt::Display for BufferFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::UnknownFormat(format) => write!(f, "descriptor format {format} is not defined"),
-            Self::Immediate => f.write_str("immediate data was not granted at login"),
+            Self::Immediate => {
+                f.write_str("immediate data is for data-out, and only where the login granted it")
+            }
+            Self::ImmediateOverlap { descriptors_end, immediate_offset } => write!(
+                f,
+                "descriptors end at byte {descriptors_end}, behind the begin of the immediate data \
+                 at {immediate_offset}, which the login fixed"
+            ),
             Self::BeyondIu { needed_bytes, iu_bytes } => {
                 write!(f, "descriptors end at byte {needed_bytes}, but the IU has {iu_bytes} bytes")
             }
@@ -231,6 +246,7 @@ pub(crate) fn parse(
         wire::format::NONE => Ok((DataBuffer::None, offset)),
         wire::format::DIRECT => parse_direct(iu, offset),
         wire::format::INDIRECT => parse_indirect(iu, offset, count),
+        // Only [`parse_immediate`] knows where it lies.
         wire::format::IMMEDIATE => Err(BufferFault::Immediate),
         unknown => Err(BufferFault::UnknownFormat(unknown)),
     }
@@ -255,6 +271,31 @@ fn parse_direct(iu: &[u8], offset: usize) -> Result<(DataBuffer, usize), BufferF
         return Err(address_wraps(&descriptor));
     }
     Ok((DataBuffer::Direct(descriptor), end))
+}
+
+/// An immediate descriptor, which starts `offset` bytes into `iu`, and its data, which the login put at
+/// `immediate_offset`; as [`parse`].
+pub(crate) fn parse_immediate(
+    iu: &[u8],
+    offset: usize,
+    immediate_offset: Option<u16>,
+) -> Result<(DataBuffer, usize), BufferFault> {
+    let Some(immediate_offset) = immediate_offset else { return Err(BufferFault::Immediate) };
+    let end = offset.saturating_add(IMMEDIATE_DESCRIPTOR_BYTES);
+    let length = iu
+        .get(offset..end)
+        .and_then(|bytes| wire::ImmediateDescriptor::ref_from_bytes(bytes).ok())
+        .map(|descriptor| descriptor.length.get())
+        .ok_or_else(|| beyond_iu(end, iu))?;
+    if end > usize::from(immediate_offset) {
+        let descriptors_end = u32::try_from(end).unwrap_or(u32::MAX);
+        return Err(BufferFault::ImmediateOverlap { descriptors_end, immediate_offset });
+    }
+    let data_end = usize::from(immediate_offset).saturating_add(length as usize);
+    if data_end > iu.len() {
+        return Err(beyond_iu(data_end, iu));
+    }
+    Ok((DataBuffer::Immediate { offset: immediate_offset, length }, end))
 }
 
 fn parse_indirect(

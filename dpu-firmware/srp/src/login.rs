@@ -200,6 +200,19 @@ fn immediate_from_wire(flags: u8, offset: u16) -> Option<u16> {
     (flags & login_flag::IMMEDIATE_REQUESTED != 0).then_some(offset)
 }
 
+/// Where immediate data may begin at the least: behind a CDB of 16 bytes and its own descriptor.
+pub const IMMEDIATE_OFFSET_MIN: u16 = 48 + 4;
+
+/// Where the initiator's immediate data will lie, if it asked for that and can have it: the offset must
+/// leave room for a command and its descriptor, and must lie in the IU. Otherwise the login goes on
+/// without immediate data.
+#[must_use]
+pub fn immediate_granted(request: &LoginRequest) -> Option<u16> {
+    request.immediate_offset.filter(|offset| {
+        *offset >= IMMEDIATE_OFFSET_MIN && u32::from(*offset) < request.it_iu_bytes
+    })
+}
+
 /// What a target port asks of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoginPolicy {

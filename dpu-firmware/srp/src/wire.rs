@@ -117,6 +117,12 @@ wire!(
 });
 
 wire!(
+    /// An immediate data descriptor (SRP-2): the length of the data that follows in the IU.
+    ImmediateDescriptor, 4 {
+    length: U32,
+});
+
+wire!(
     /// SRP_TSK_MGMT (SRP 6.7).
     TaskManagement, 48 {
     opcode: u8,

@@ -52,6 +52,44 @@ fn command_fault(iu: &[u8]) -> CommandFault {
     }
 }
 
+/// SRP-2: immediate data is taken where the login put it, and only if it did.
+#[test]
+fn srp_2_immediate_data_is_taken_where_the_login_put_it_and_nowhere_else() {
+    let data: Vec<u8> = (0..=255).collect();
+    let iu = encode(&CommandLayout {
+        data_out: BufferLayout::Immediate { offset: 68, data: &data },
+        ..read_layout(BufferLayout::None)
+    });
+    assert_eq!(iu.len(), 68 + 256);
+    assert_eq!(iu[5], 0x30, "data-out format 3");
+    assert_eq!(iu[48..52], [0, 0, 1, 0], "the length");
+    assert_eq!(iu[68..], data, "the data");
+    let expected = DataBuffer::Immediate { offset: 68, length: 256 };
+    let Ok(Request::Command(command)) = iu::parse_granted(&iu, Some(68)) else { panic!("sound") };
+    assert_eq!((command.data_out, command.data_in), (expected, DataBuffer::None));
+    let head = iu::command_head(&iu).expect("a command");
+    let (mut data_out, mut data_in) = (DataBuffer::None, DataBuffer::None);
+    assert!(head.read_buffers(Some(68), &mut data_out, &mut data_in));
+    assert_eq!((data_out, data_in), (expected, DataBuffer::None));
+    // The login granted none.
+    assert_eq!(command_fault(&iu), CommandFault::DataOut(BufferFault::Immediate));
+    assert!(!head.read_buffers(None, &mut data_out, &mut data_in));
+    let fault = |iu: &[u8], offset| match iu::parse_granted(iu, Some(offset)) {
+        Err(IuError::Command { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    // The data would begin within the descriptor.
+    let overlap = BufferFault::ImmediateOverlap { descriptors_end: 52, immediate_offset: 51 };
+    assert_eq!(fault(&iu, 51), CommandFault::DataOut(overlap));
+    // The data would end behind the IU.
+    let beyond = BufferFault::BeyondIu { needed_bytes: 325, iu_bytes: 324 };
+    assert_eq!(fault(&iu, 69), CommandFault::DataOut(beyond));
+    // Data-in cannot be immediate.
+    let mut iu = iu;
+    iu[5] = 0x03;
+    assert_eq!(fault(&iu, 68), CommandFault::DataIn(BufferFault::Immediate));
+}
+
 /// SRP 6.8: every field in its place, with values that no other field has.
 #[test]
 fn command_with_a_direct_data_in_descriptor_byte_by_byte() {

@@ -29,6 +29,8 @@ pub(crate) struct Channel {
     pub read_room: u32,
     /// Largest IU the initiator may send.
     pub it_iu_bytes_max: u32,
+    /// Where the initiator puts immediate data, if it may.
+    pub immediate_offset: Option<u16>,
     /// Tasks that wait for `data_room` (data-in).
     pub need_send: Fifo,
     /// Tasks that wait for `read_room` or `data_room` (data-out).
@@ -55,6 +57,7 @@ impl Channel {
             data_room: 0,
             read_room: 0,
             it_iu_bytes_max: 0,
+            immediate_offset: None,
             need_send: Fifo::default(),
             need_read: Fifo::default(),
             receives: Fifo::default(),

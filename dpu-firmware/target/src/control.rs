@@ -546,7 +546,8 @@ impl<P: Platform> PollGroup<P> {
         }
         out.units.clear();
         let shards = (0_u32..).zip(&self.units.0);
-        for (handle, shard) in shards.filter_map(|(handle, shard)| Some((handle, shard.as_deref()?)))
+        for (handle, shard) in
+            shards.filter_map(|(handle, shard)| Some((handle, shard.as_deref()?)))
         {
             out.units.push(UnitStatistics {
                 handle,

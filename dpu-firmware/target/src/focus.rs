@@ -4,7 +4,7 @@
 //! it goes in one turn. A step must not reach other tasks; what concerns those is left behind as a
 //! [`Wake`] or handed back as [`After`], and `resume` carries it out.
 
-use lunar_backend::Submission;
+use lunar_backend::{OperationData, Submission};
 use lunar_dma::sgv::{Buffer, ClaimError, Placement};
 use lunar_dma::slots::SlotId;
 use lunar_platform::Platform;
@@ -219,7 +219,7 @@ impl<P: Platform> Focus<'_, P> {
                 // how much it can be.
                 task.wanted_bytes = out_bytes.max(in_bytes);
                 task.transfer_bytes = task.wanted_bytes;
-                Step::Enter(State::NeedBuffer)
+                Step::Enter(task.first_need())
             }
         }
     }
@@ -377,7 +377,10 @@ impl<P: Platform> Focus<'_, P> {
             configuration_generation: self.kit.configuration.generation,
             nexus_generation: self.nexus.handle,
             request,
-            data: task.buffer.as_ref(),
+            data: match task.buffer.as_ref() {
+                Some(buffer) => Some(OperationData::from(buffer)),
+                None => self.kit.receive_region.immediate_data(task),
+            },
             data_bytes: task.wanted_bytes,
             cdb: self.kit.receive_region.cdb(task),
         };
@@ -568,7 +571,7 @@ fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Ste
     if offered_bytes < wanted_bytes && direction == Direction::Out {
         return task.check(Sense::INVALID_INFORMATION_UNIT);
     }
-    Step::Enter(State::NeedBuffer)
+    Step::Enter(task.first_need())
 }
 
 /// The one place where ring outcomes become the device server's.

@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use lunar_backend::OperationData;
 use lunar_backend::ring::RingBackend;
-use lunar_dma::sgv::SgvCache;
+use lunar_dma::sgv::{Placement, SgvCache};
 use lunar_dma::slots::SlotId;
 use lunar_platform::{
     Hca, Nanoseconds, Platform, QpHandle, ReceiveRequest, Region, SendRequest, Sge, WorkRequestId,
 };
+use lunar_srp::descriptor::DataBuffer;
 use lunar_srp::iu::CDB_OFFSET;
 
 use crate::channel::Channel;
@@ -138,6 +140,20 @@ impl<R: Region> ReceiveBuffers<R> {
         task.cdb.get(..length).unwrap_or_else(|| {
             let offset = task.receive as usize * self.stride + usize::from(CDB_OFFSET);
             self.region.bytes(offset, length)
+        })
+    }
+
+    /// The immediate data of `task`, where the initiator's message lies: until the task gives its receive
+    /// buffer back, the data may stay there.
+    pub(crate) fn immediate_data(&self, task: &Task) -> Option<OperationData> {
+        let DataBuffer::Immediate { offset, length } = task.data_out else { return None };
+        let offset = u64::from(task.receive) * self.stride as u64 + u64::from(offset);
+        Some(OperationData {
+            placement: Placement::CardDram,
+            key: self.region.key(),
+            address: self.region.base() + offset,
+            offset,
+            bytes: length,
         })
     }
 

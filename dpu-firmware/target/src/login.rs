@@ -154,6 +154,7 @@ impl<P: Platform> PollGroup<P> {
             send_queue_depth: Channel::send_queue_depth(target.request_limit),
             rdma_reads: attributes.rdma_reads_max,
         };
+        let immediate_offset = login::immediate_granted(&request);
         let response = LoginResponse {
             tag: request.tag,
             request_limit: i32::try_from(target.request_limit).unwrap_or(i32::MAX),
@@ -165,7 +166,7 @@ impl<P: Platform> PollGroup<P> {
                 (None, true) => OtherChannels::Terminated,
                 (None, false) => OtherChannels::None,
             },
-            immediate: false,
+            immediate: immediate_offset.is_some(),
         };
         let mut private_data = [0; 64];
         let length = login::encode_response(&response, &mut private_data).unwrap_or(0);
@@ -198,6 +199,7 @@ impl<P: Platform> PollGroup<P> {
             data_room: DATA_ROOM,
             read_room: parameters.rdma_reads,
             it_iu_bytes_max: request.it_iu_bytes,
+            immediate_offset,
             ..Channel::vacant()
         };
     }

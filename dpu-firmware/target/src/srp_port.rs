@@ -139,7 +139,8 @@ impl<P: Platform> PollGroup<P> {
         task.cdb = head.cdb();
         task.cdb_bytes = head.cdb_bytes();
         task.iu_bytes = message.bytes;
-        let sound = head.read_buffers(&mut task.data_out, &mut task.data_in);
+        let (data_out, data_in) = (&mut task.data_out, &mut task.data_in);
+        let sound = head.read_buffers(channel.immediate_offset, data_out, data_in);
         name_task(task, channel_index, channel, nexus, head.lun());
         task.receive = index;
         task.started = message.since;

@@ -344,6 +344,16 @@ impl Task {
             && self.buffer.as_ref().is_some_and(|buffer| buffer.placement() == Placement::HostDram)
     }
 
+    /// What a command that moves data waits for first. Immediate data is there already, and stays in the
+    /// receive buffer until the backend is done with it.
+    #[inline]
+    pub(crate) fn first_need(&self) -> State {
+        match (self.direction, &self.data_out) {
+            (Direction::Out, DataBuffer::Immediate { .. }) => State::NeedBackend,
+            _ => State::NeedBuffer,
+        }
+    }
+
     /// Whether its data-in phase moves anything.
     #[inline]
     pub(crate) fn moves_data_in(&self) -> bool {

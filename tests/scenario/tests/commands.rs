@@ -53,6 +53,40 @@ fn spc_6_33_report_luns_lists_what_the_target_maps_and_an_absent_lun_is_not_supp
     }
 }
 
+/// With immediate data a WRITE needs neither an SGV buffer nor an RDMA READ: the data stays in the
+/// receive buffer.
+#[test]
+fn srp_2_a_write_with_immediate_data_needs_no_buffer_and_no_rdma() {
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 1, &small_limits());
+        let mut initiator = lab.initiator(1, |config| config.immediate_bytes_max = 1024);
+        initiator.login().expect("idle");
+        lab.run(&mut initiator, |event| matches!(event, Event::LoggedIn { .. }));
+        let tag = submit(&mut initiator, 0, &cdbs::test_unit_ready());
+        assert_eq!(lab.response(&mut initiator, tag).0, 2, "the unit attention of a power on");
+        for (blocks, requests) in [(2, 1), (4, 2)] {
+            let before = lab.groups[0].counters().work_requests;
+            let data = Data::Out { offset: 0, bytes: blocks * 512 };
+            let cdb = write10(Transfer::new(0, blocks));
+            let tag = submit_with(&mut initiator, 0, &cdb, data);
+            assert_eq!(lab.response(&mut initiator, tag).0, 0);
+            let posted = lab.groups[0].counters().work_requests - before;
+            assert_eq!(posted, requests, "{blocks} blocks: beyond 1024 bytes data is fetched");
+        }
+        // Less data than the command wants: refused whole, with the residual.
+        let data = Data::Out { offset: 0, bytes: 500 };
+        submit_with(&mut initiator, 0, &write10(Transfer::new(0, 2)), data);
+        let events = lab.run(&mut initiator, |e| matches!(e, Event::Response { .. }));
+        let Some(Event::Response { status, data_out_residual, .. }) = events.last() else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*status, *data_out_residual), (2, Residual::Over(524)));
+        assert_eq!(initiator.violation_count(), 0);
+        lab.steps(50);
+        assert_eq!(lab.tasks(), 0);
+    }
+}
+
 #[test]
 fn sbc_reads_and_writes_move_with_every_shape_of_descriptor_and_residuals_are_told() {
     for hardware in HARDWARE {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
 use lunar_backend::ring::{RingBackend, RingSetup};
-use lunar_backend::{BlockRequest, NoRoom, Outcome, Submission};
+use lunar_backend::{BlockRequest, NoRoom, OperationData, Outcome, Submission};
 use lunar_dma::sgv::{Buffer, Config, Placement, SgvCache, Share};
 use lunar_offload_proto::cursor::{Consumer, Producer};
 use lunar_offload_proto::ring::{
@@ -360,7 +360,7 @@ impl Rig {
             configuration_generation: 7,
             nexus_generation: 8,
             request,
-            data,
+            data: data.map(OperationData::from),
             data_bytes,
             cdb,
         };

@@ -19,7 +19,7 @@ pub use request::{
     BufferLayout, CDB_OFFSET, Command, CommandFault, CommandHead, CommandLayout, FIXED_CDB_BYTES,
     IuError, Request, SolicitedNotification, TaskManagement, command_head, encode_command,
     encode_credit_response, encode_event_response, encode_logout, encode_task_management,
-    function_code, parse,
+    function_code, parse, parse_granted,
 };
 
 /// Longest command descriptor block an SRP_CMD can carry: 16 bytes and 63 additional dwords.

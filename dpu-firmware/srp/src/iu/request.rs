@@ -242,17 +242,23 @@ impl CommandHead<'_> {
 
     /// Reads the data buffers into the places for them, which hold [`DataBuffer::None`]. Gives whether
     /// the rest of the IU is sound; the command must be refused if not, and [`parse`] says why.
+    /// `immediate_offset`: where the channel's login put immediate data, if it granted it.
     ///
     /// The usual commands have no data or one direct descriptor. Those are written where they belong in
     /// arms of their own; carried through a common result they cost three times the instructions.
     #[inline(always)]
-    pub fn read_buffers(&self, data_out: &mut DataBuffer, data_in: &mut DataBuffer) -> bool {
+    pub fn read_buffers(
+        &self,
+        immediate_offset: Option<u16>,
+        data_out: &mut DataBuffer,
+        data_in: &mut DataBuffer,
+    ) -> bool {
         let offset = usize::from(CDB_OFFSET.saturating_add(self.cdb_bytes()));
         let place = match self.fixed.formats {
             DIRECT_IN => data_in,
             DIRECT_OUT => data_out,
             NO_DATA => return self.iu.len() >= offset,
-            _ => return self.read_lists(data_out, data_in, offset),
+            _ => return self.read_others(immediate_offset, data_out, data_in, offset),
         };
         match descriptor::direct(self.iu, offset) {
             Some(descriptor) => {
@@ -264,13 +270,14 @@ impl CommandHead<'_> {
     }
 
     #[inline(never)]
-    fn read_lists(
+    fn read_others(
         &self,
+        immediate_offset: Option<u16>,
         data_out: &mut DataBuffer,
         data_in: &mut DataBuffer,
         offset: usize,
     ) -> bool {
-        match parse_buffers(self.fixed, self.iu, offset) {
+        match parse_buffers(self.fixed, self.iu, offset, immediate_offset) {
             Ok(buffers) => {
                 (*data_out, *data_in) = buffers;
                 true
@@ -287,11 +294,20 @@ impl CommandHead<'_> {
 /// [`IuError::Malformed`] when the channel must be closed, [`IuError::Command`] when the command
 /// must be refused.
 pub fn parse(iu: &[u8]) -> Result<Request<'_>, IuError> {
+    parse_granted(iu, None)
+}
+
+/// As [`parse`], on a channel whose login put immediate data at `immediate_offset` (SRP-2).
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_granted(iu: &[u8], immediate_offset: Option<u16>) -> Result<Request<'_>, IuError> {
     match iu.first() {
         Some(&opcode::COMMAND) => {
             let fixed: &wire::Command = header(iu)?;
             let head = CommandHead { fixed, iu };
-            parse_command(&head).map(Request::Command).map_err(|reason| IuError::Command {
+            let command = parse_command(&head, immediate_offset);
+            command.map(Request::Command).map_err(|reason| IuError::Command {
                 tag: head.tag(),
                 lun: head.lun(),
                 solicited: head.solicited(),
@@ -303,14 +319,17 @@ pub fn parse(iu: &[u8]) -> Result<Request<'_>, IuError> {
     }
 }
 
-fn parse_command<'a>(head: &CommandHead<'a>) -> Result<Command<'a>, CommandFault> {
+fn parse_command<'a>(
+    head: &CommandHead<'a>,
+    immediate_offset: Option<u16>,
+) -> Result<Command<'a>, CommandFault> {
     let CommandHead { fixed, iu } = *head;
     let offset = usize::from(CDB_OFFSET.saturating_add(head.cdb_bytes()));
     let cdb = iu.get(usize::from(CDB_OFFSET)..offset).ok_or(CommandFault::CdbBeyondIu {
         additional_bytes: fixed.additional_cdb & !3,
         iu_bytes: u32::try_from(iu.len()).unwrap_or(u32::MAX),
     })?;
-    let (data_out, data_in) = parse_buffers(fixed, iu, offset)?;
+    let (data_out, data_in) = parse_buffers(fixed, iu, offset, immediate_offset)?;
     Ok(Command {
         tag: head.tag(),
         lun: head.lun(),
@@ -327,11 +346,14 @@ fn parse_buffers(
     fixed: &wire::Command,
     iu: &[u8],
     offset: usize,
+    immediate_offset: Option<u16>,
 ) -> Result<(DataBuffer, DataBuffer), CommandFault> {
     // Data-out descriptors come first (SRP 6.8).
-    let (format, count) = (fixed.formats >> 4, fixed.data_out_count);
-    let (data_out, data_in_offset) =
-        descriptor::parse(iu, offset, format, count).map_err(CommandFault::DataOut)?;
+    let (data_out, data_in_offset) = match fixed.formats >> 4 {
+        wire::format::IMMEDIATE => descriptor::parse_immediate(iu, offset, immediate_offset),
+        format => descriptor::parse(iu, offset, format, fixed.data_out_count),
+    }
+    .map_err(CommandFault::DataOut)?;
     let (format, count) = (fixed.formats & 0x0f, fixed.data_in_count);
     let (data_in, _) =
         descriptor::parse(iu, data_in_offset, format, count).map_err(CommandFault::DataIn)?;
@@ -426,6 +448,13 @@ pub enum BufferLayout<'a> {
         /// The list.
         pieces: &'a [Descriptor],
     },
+    /// Data-out in the IU itself (SRP-2).
+    Immediate {
+        /// Where it begins, in bytes from the IU's first byte: what the login said.
+        offset: u16,
+        /// The data.
+        data: &'a [u8],
+    },
 }
 
 impl BufferLayout<'_> {
@@ -434,13 +463,14 @@ impl BufferLayout<'_> {
             Self::None => wire::format::NONE,
             Self::Direct(_) => wire::format::DIRECT,
             Self::Indirect { .. } => wire::format::INDIRECT,
+            Self::Immediate { .. } => wire::format::IMMEDIATE,
         }
     }
 
     /// The descriptor count byte; reserved and so zero unless indirect.
     fn count(&self) -> Option<u8> {
         match self {
-            Self::None | Self::Direct(_) => Some(0),
+            Self::None | Self::Direct(_) | Self::Immediate { .. } => Some(0),
             Self::Indirect { pieces, .. } => u8::try_from(pieces.len()).ok(),
         }
     }
@@ -467,7 +497,21 @@ impl BufferLayout<'_> {
                 put(out, at, head.as_bytes())?;
                 pieces.iter().try_for_each(|piece| put(out, at, piece.to_wire().as_bytes()))
             }
+            Self::Immediate { data, .. } => {
+                let length = u32::try_from(data.len()).ok()?.into();
+                put(out, at, wire::ImmediateDescriptor { length }.as_bytes())
+            }
         }
+    }
+
+    /// Appends immediate data at its place, which lies behind all descriptors.
+    fn put_data(&self, out: &mut [u8], at: &mut usize) -> Option<()> {
+        let Self::Immediate { offset, data } = self else { return Some(()) };
+        let gap = usize::from(*offset).checked_sub(*at)?;
+        let end = at.checked_add(gap)?;
+        out.get_mut(*at..end)?.fill(0);
+        *at = end;
+        put(out, at, data)
     }
 }
 
@@ -527,6 +571,7 @@ pub fn encode_command(command: &CommandLayout<'_>, out: &mut [u8]) -> Option<usi
     put(out, &mut at, [0; 3].get(..padding)?)?;
     command.data_out.put(out, &mut at)?;
     command.data_in.put(out, &mut at)?;
+    command.data_out.put_data(out, &mut at)?;
     Some(at)
 }
 
