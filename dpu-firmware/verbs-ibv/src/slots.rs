@@ -63,6 +63,10 @@ impl<T> Slots<T> {
         self.slots.get_mut(index as usize)?.content.as_mut()
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
     pub(crate) fn capacity(&self) -> u32 {
         u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }

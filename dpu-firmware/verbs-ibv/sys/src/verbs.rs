@@ -376,9 +376,12 @@ pub struct ibv_send_wr {
     pub remote_addr: u64,
     /// RDMA: the peer's key.
     pub rkey: u32,
-    _rest_of_wr: [u64; 2],
-    _qp_type: u64,
-    _bind_mw_or_tso: [u64; 6],
+    /// The rest of what atomics have here.
+    pub rest_of_wr: [u64; 2],
+    /// XRC's.
+    pub qp_type: u64,
+    /// Memory windows' and TSO's.
+    pub bind_mw_or_tso: [u64; 6],
 }
 
 impl ibv_send_wr {
@@ -393,9 +396,9 @@ impl ibv_send_wr {
         imm_data: 0,
         remote_addr: 0,
         rkey: 0,
-        _rest_of_wr: [0; 2],
-        _qp_type: 0,
-        _bind_mw_or_tso: [0; 6],
+        rest_of_wr: [0; 2],
+        qp_type: 0,
+        bind_mw_or_tso: [0; 6],
     };
 }
 
