@@ -120,8 +120,12 @@ impl Memory for CardMemory {
         // A second import replaces the first: the arena may have been offered anew meanwhile.
         self.unimport(blob.arena);
         let range = self.space.register_host(&window);
-        let arena =
-            HostArena { id: blob.arena, base: range.base, length: range.length, key: Some(range.key) };
+        let arena = HostArena {
+            id: blob.arena,
+            base: range.base,
+            length: range.length,
+            key: Some(range.key),
+        };
         self.imported.push((blob.arena, range.key));
         Ok(arena)
     }

@@ -151,7 +151,8 @@ fn ranges_that_are_not_registered_are_refused_at_submit() {
         assert_eq!(bench.push(1, ARENA_BYTES - 3, 0, 4), refused);
         let arena = bench.memory.import(&BLOB.encode()).unwrap();
         let host = HostAddress { arena: ARENA, offset: 0 };
-        let both_host = DmaOperation::Push { key: arena.key.unwrap(), address: arena.base, host, length: 4 };
+        let both_host =
+            DmaOperation::Push { key: arena.key.unwrap(), address: arena.base, host, length: 4 };
         assert_eq!(bench.dma.submit(DmaRequest { id: 1, operation: both_host }), refused);
         bench.memory.unimport(ARENA);
         assert_eq!(bench.push(1, 0, 0, 4), refused, "not imported any more");

@@ -80,7 +80,7 @@ impl EventChannel {
                 PrivateData::new(std::slice::from_raw_parts(data.cast(), usize::from(length)))
             };
             let request = (event.event == sys::RDMA_CM_EVENT_CONNECT_REQUEST)
-                .then_some(CmId { library: self.library, id: event.id });
+                .then(|| CmId { library: self.library, id: event.id });
             let event = Event {
                 kind: event.event,
                 id: event.id,

@@ -45,7 +45,7 @@ const PARAMETERS: QpParameters = QpParameters { send_queue_depth: 16, rdma_reads
 const LOGIN: [u8; 56] = [0x5a; 56];
 const RESPONSE: [u8; 52] = [0xc0; 52];
 const BYTES: usize = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Rig {
     listener: IbvListener,
@@ -211,6 +211,14 @@ pub fn wait<T>(
 
 fn join<T>(thread: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("the initiator panicked"))?
+}
+
+/// Disconnects, which blocks until the other end has answered.
+fn leave(mut initiator: Initiator) -> JoinHandle<anyhow::Result<()>> {
+    std::thread::spawn(move || {
+        initiator.disconnect();
+        Ok(())
+    })
 }
 
 fn login_rejected_with_private_data(device: &Device, address: Ipv4Addr) -> anyhow::Result<()> {
@@ -460,17 +468,14 @@ fn peer_disconnects_with_work_posted(device: &Device, address: Ipv4Addr) -> anyh
     let mut rig = Rig::new(device, address)?;
     let (qp, mut initiator) = rig.connect()?;
     initiator.send(DATA_AT, 8)?;
-    let closing = std::thread::spawn(move || {
-        initiator.disconnect();
-        Ok(initiator)
-    });
+    let leaving = leave(initiator);
     let unrung = [rig.request(1, SendOperation::Send, DATA_AT, 8); 3];
     rig.hca.post_send(qp, &unrung).map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let ends = rig.ended(qp)?;
     let message = ends.iter().filter(|end| end.id.0 > 1000).count();
     let flushed = ends.iter().filter(|end| end.status == CompletionStatus::Flushed).count();
     ensure!(message == 1 && flushed == 3, "{ends:?}");
-    join(closing)?;
+    join(leaving)?;
     Ok(())
 }
 
@@ -496,8 +501,9 @@ fn logins_in_a_loop(device: &Device, address: Ipv4Addr) -> anyhow::Result<()> {
         ensure!(completion.qp == qp, "{completion:?} is not of {qp:?}");
         rig.post_receive((u64::MAX - completion.id.0) as usize)?;
         if turn % 2 == 0 {
-            initiator.disconnect();
+            let leaving = leave(initiator);
             rig.ended(qp)?;
+            join(leaving)?;
         } else {
             rig.end(qp)?;
         }
@@ -527,8 +533,9 @@ fn two_poll_groups(device: &Device, address: Ipv4Addr) -> anyhow::Result<()> {
     let (at_one, at_other) = (rig.completion()?, other.completion()?);
     ensure!(at_one.length == 10 && at_one.qp == first, "{at_one:?}");
     ensure!(at_other.length == 20 && at_other.qp == second, "{at_other:?}");
-    two.disconnect();
+    let leaving = leave(two);
     other.ended(second)?;
+    join(leaving)?;
     rig.end(first)?;
     Ok(())
 }
