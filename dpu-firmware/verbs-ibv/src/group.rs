@@ -323,8 +323,8 @@ impl IbvHca {
         let mut ready = [epoll::Event { flags: epoll::EventFlags::empty(), data: token(0) }; 4];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let count = epoll::wait(&self.epoll, &mut ready[..], Some(&now)).unwrap_or(0);
-        for place in 0..count {
-            match ready[place].data.u64() {
+        for ready in ready.iter().take(count) {
+            match ready.data.u64() {
                 CHANNEL_TOKEN => {
                     while let Some(event) = self.channel.next() {
                         self.on_cm(event);

@@ -86,14 +86,21 @@ impl Exposed {
         }?;
         let (first, bytes) = (first.cast::<u8>(), arena.bytes);
         let mut exposed = Self { id: arena.id, first, bytes, registration: None };
+        exposed.register(device)?;
+        Ok(exposed)
+    }
+
+    /// Registers it (anew): with a new key, and the old one is over.
+    fn register(&mut self, device: &Arc<DeviceState>) -> io::Result<()> {
+        self.registration = None;
         let access = sys::IBV_ACCESS_LOCAL_WRITE
             | sys::IBV_ACCESS_REMOTE_READ
             | sys::IBV_ACCESS_REMOTE_WRITE;
         // SAFETY: mapped until `drop`, which revokes first. Arenas are what both sides write; all
         // readers take them for another machine's word.
-        let registration = unsafe { Registration::new(device, first, bytes, access) }?;
-        exposed.registration = Some(registration);
-        Ok(exposed)
+        let registration = unsafe { Registration::new(device, self.first, self.bytes, access) }?;
+        self.registration = Some(registration);
+        Ok(())
     }
 }
 
@@ -239,6 +246,18 @@ impl HostMemory {
         for exposed in self.arenas.iter_mut().filter(|exposed| exposed.id == arena) {
             exposed.registration = None;
         }
+    }
+
+    /// Takes an arena back and offers it anew: its old blobs open nothing any more.
+    ///
+    /// # Errors
+    /// When it cannot be registered again; then it stays taken back.
+    pub fn renew(&mut self, arena: ArenaId) -> Result<(), OpenError> {
+        for exposed in self.arenas.iter_mut().filter(|exposed| exposed.id == arena) {
+            let what = format!("a new registration of arena {}", arena.0);
+            exposed.register(&self.device).map_err(self.device.failed(what))?;
+        }
+        Ok(())
     }
 
     /// How another thread ends [`Self::serve`].
