@@ -38,6 +38,8 @@ fn main() -> anyhow::Result<()> {
 #[cfg(feature = "ibverbs")]
 mod ibverbs {
     use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use anyhow::{Context as _, ensure};
     use lunar_firmware::{Card, GroupHardware, Options, Stop};
@@ -80,8 +82,22 @@ mod ibverbs {
         if options.exit_with_parent {
             stop.with_parent()?;
         }
-        let card = open(options, hardware)?;
-        lunar_firmware::run(card, options, &stop)
+        let mut card = open(options, hardware)?;
+        let removed = Arc::new(AtomicBool::new(false));
+        card.listener.when_removed({
+            let (removed, stop) = (Arc::clone(&removed), stop.clone());
+            move || {
+                removed.store(true, Ordering::Release);
+                stop.request();
+            }
+        });
+        lunar_firmware::run(card, options, &stop)?;
+        ensure!(
+            !removed.load(Ordering::Acquire),
+            "RDMA device {} was removed; start lunar-firmware again when it is back",
+            hardware.hca
+        );
+        Ok(())
     }
 
     fn open(options: &Options, hardware: &Hardware) -> anyhow::Result<Card<Ibverbs>> {

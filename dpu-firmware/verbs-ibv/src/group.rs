@@ -268,6 +268,13 @@ impl IbvHca {
             id.reject(&[]);
             return Err(CmError::Invalid);
         }
+        let reads = Reads::agree(parameters.rdma_reads, reads, &self.device.attributes);
+        if parameters.rdma_reads > 0 && reads.initiator == 0 {
+            // Every RDMA READ would wait for ever.
+            tracing::warn!("a peer answers no RDMA READ (responder resources 0); it was rejected");
+            id.reject(&[]);
+            return Err(CmError::Invalid);
+        }
         let wishes = QpWishes {
             send_cq: self.cq.raw(),
             receive_cq: self.cq.raw(),
@@ -290,7 +297,6 @@ impl IbvHca {
                 return Err(CmError::NoResources);
             }
         };
-        let reads = Reads::agree(parameters.rdma_reads, reads, &self.device.attributes);
         if let Err(error) = id.accept(private_data, reads) {
             tracing::warn!(%error, "a connection request could not be accepted");
             id.reject(&[]);

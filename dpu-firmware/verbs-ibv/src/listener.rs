@@ -15,12 +15,20 @@ use crate::error::OpenError;
 const BACKLOG: i32 = 128;
 
 /// Takes connection requests until it is dropped.
-#[derive(Debug)]
 pub struct IbvListener {
     device: Arc<DeviceState>,
+    /// Called once, when the device is removed.
+    when_removed: Option<Box<dyn FnOnce() + Send>>,
     /// Ahead of their channel.
     ids: Vec<CmId>,
     channel: EventChannel,
+}
+
+impl std::fmt::Debug for IbvListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("IbvListener");
+        shown.field("device", &self.device.name).field("ids", &self.ids).finish_non_exhaustive()
+    }
 }
 
 impl IbvListener {
@@ -39,7 +47,13 @@ impl IbvListener {
             id.listen(address, BACKLOG).map_err(refused)?;
             ids.push(id);
         }
-        Ok(Self { device, ids, channel })
+        Ok(Self { device, when_removed: None, ids, channel })
+    }
+
+    /// Has `call` called when the device is removed. Poll groups see `CmEvent::DeviceFatal`; nothing of
+    /// the device can be used again, and a device of the same name must be opened anew.
+    pub fn when_removed(&mut self, call: impl FnOnce() + Send + 'static) {
+        self.when_removed = Some(Box::new(call));
     }
 
     /// The RDMA port of the `index`th address: the one that was chosen where 0 was asked for.
@@ -61,6 +75,9 @@ impl Listener for IbvListener {
                 // out. Of a listening id only the end of the device comes.
                 if event.kind == sys::RDMA_CM_EVENT_DEVICE_REMOVAL {
                     tracing::error!(device = %self.device.name, "the RDMA device was removed");
+                    if let Some(call) = self.when_removed.take() {
+                        call();
+                    }
                 }
                 continue;
             };

@@ -42,6 +42,7 @@ pub enum Refusal {
 
 /// What the keeper says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // lives on the stack, for a moment
 pub enum Reply {
     /// Answer to [`Request::Attach`].
     Offer(OfferRecord),
