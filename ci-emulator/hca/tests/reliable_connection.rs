@@ -429,7 +429,7 @@ fn memory_that_was_given_back_or_revoked_is_a_local_protection_error() {
             rig.target_qp = target_qp;
             let key = rig.initiator.expose(0, 4096, RemoteAccess::READ_WRITE);
             rig.initiator.fill(0, b"data-out");
-            let local = Sge { address: arena.base, length: 8, key: arena.key };
+            let local = Sge { address: arena.base, length: 8, key: arena.key.unwrap() };
             let request = lunar_platform::SendRequest {
                 id: WorkRequestId(5),
                 operation: read_from(key, 0),

@@ -71,7 +71,7 @@ pub struct CardMemory {
     slot: Option<HostSlot>,
     backing: Backing,
     left_bytes: u64,
-    imported: Vec<HostArena>,
+    imported: Vec<(ArenaId, LocalKey)>,
 }
 
 impl CardMemory {
@@ -90,8 +90,8 @@ impl CardMemory {
 
 impl Drop for CardMemory {
     fn drop(&mut self) {
-        for arena in self.imported.drain(..) {
-            self.space.unregister(arena.key);
+        for (_, key) in self.imported.drain(..) {
+            self.space.unregister(key);
         }
     }
 }
@@ -120,16 +120,20 @@ impl Memory for CardMemory {
         // A second import replaces the first: the arena may have been offered anew meanwhile.
         self.unimport(blob.arena);
         let range = self.space.register_host(&window);
-        let arena =
-            HostArena { id: blob.arena, base: range.base, length: range.length, key: range.key };
-        self.imported.push(arena);
+        let arena = HostArena {
+            id: blob.arena,
+            base: range.base,
+            length: range.length,
+            key: Some(range.key),
+        };
+        self.imported.push((blob.arena, range.key));
         Ok(arena)
     }
 
     fn unimport(&mut self, arena: ArenaId) {
-        if let Some(index) = self.imported.iter().position(|imported| imported.id == arena) {
-            let arena = self.imported.swap_remove(index);
-            self.space.unregister(arena.key);
+        if let Some(index) = self.imported.iter().position(|(id, _)| *id == arena) {
+            let (_, key) = self.imported.swap_remove(index);
+            self.space.unregister(key);
         }
     }
 }

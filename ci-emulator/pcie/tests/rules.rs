@@ -151,7 +151,8 @@ fn ranges_that_are_not_registered_are_refused_at_submit() {
         assert_eq!(bench.push(1, ARENA_BYTES - 3, 0, 4), refused);
         let arena = bench.memory.import(&BLOB.encode()).unwrap();
         let host = HostAddress { arena: ARENA, offset: 0 };
-        let both_host = DmaOperation::Push { key: arena.key, address: arena.base, host, length: 4 };
+        let both_host =
+            DmaOperation::Push { key: arena.key.unwrap(), address: arena.base, host, length: 4 };
         assert_eq!(bench.dma.submit(DmaRequest { id: 1, operation: both_host }), refused);
         bench.memory.unimport(ARENA);
         assert_eq!(bench.push(1, 0, 0, 4), refused, "not imported any more");
@@ -167,10 +168,10 @@ fn a_dropped_region_and_a_dropped_registrar_give_their_keys_back() {
     let arena = bench.memory.import(&BLOB.encode()).unwrap();
     let mut space = bench.space.clone();
     assert_eq!(space.resolve(key, base, 1).unwrap().kind(), Kind::Card);
-    assert_eq!(space.resolve(arena.key, arena.base, 1).unwrap().kind(), Kind::Host(ARENA));
+    assert_eq!(space.resolve(arena.key.unwrap(), arena.base, 1).unwrap().kind(), Kind::Host(ARENA));
     drop(bench);
     assert!(space.resolve(key, base, 1).is_none());
-    assert!(space.resolve(arena.key, arena.base, 1).is_none());
+    assert!(space.resolve(arena.key.unwrap(), arena.base, 1).is_none());
 }
 
 #[test]
@@ -221,7 +222,7 @@ fn a_revoked_arena_fails_every_use_until_it_is_offered_and_imported_again() {
             assert_eq!(bench.wait(1), Err(DmaError::Protection));
         }
         assert_eq!(bench.push(2, 0, 0, 4), Err(DmaError::Protection));
-        assert!(space.resolve(arena.key, arena.base, 1).is_none());
+        assert!(space.resolve(arena.key.unwrap(), arena.base, 1).is_none());
         assert!(!bench.slot.hca_write(ARENA, 0, &[1]));
         assert_eq!(bench.memory.import(&BLOB.encode()), Err(MemoryError::BadBlob));
 
@@ -380,7 +381,7 @@ fn an_hca_read_pushes_the_hcas_own_writes_ahead_and_same_bytes_keep_their_order(
         let mut bench = Bench::new(Some(seed));
         let arena = bench.memory.import(&BLOB.encode()).unwrap();
         let mut space = bench.space.clone();
-        let range = space.resolve(arena.key, arena.base + 512, 2048).unwrap();
+        let range = space.resolve(arena.key.unwrap(), arena.base + 512, 2048).unwrap();
         let peer = Segment::anonymous(4096).unwrap();
         peer.write(0, &[2; 2048]);
         assert!(range.write(0, &[1; 1024]));

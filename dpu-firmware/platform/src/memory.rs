@@ -18,8 +18,9 @@ pub struct HostArena {
     pub base: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Key to use with `base` in scatter/gather entries.
-    pub key: LocalKey,
+    /// Key to use with `base` in scatter/gather entries. `None`: only DMA reaches the arena, so data
+    /// is copied through card memory; the HCA is on another machine than the arena.
+    pub key: Option<LocalKey>,
 }
 
 /// A registered range of card DRAM. Hardware writes to it; the owner reads and writes only ranges
@@ -82,7 +83,8 @@ pub trait Memory {
     /// [`MemoryError::NoMemory`].
     fn claim(&mut self, length_bytes: usize) -> Result<Self::Region, MemoryError>;
 
-    /// Imports the host arena that `blob` describes, for HCA work requests and DMA.
+    /// Imports the host arena that `blob` describes, for DMA, and for HCA work requests where the
+    /// result has a key.
     ///
     /// # Errors
     /// [`MemoryError::BadBlob`], [`MemoryError::NotSupported`].

@@ -385,10 +385,10 @@ impl<P: Platform> PollGroup<P> {
                 return Err(error.to_string());
             }
         }
-        let cache = |offset: u64| {
+        let cache = |offset: u64, key| {
             SgvCache::new(
                 Placement::HostDram,
-                data.key,
+                key,
                 data.base + attachment.data_offset + offset,
                 half,
                 lunar_dma::sgv::Config {
@@ -397,8 +397,10 @@ impl<P: Platform> PollGroup<P> {
                 },
             )
         };
-        self.kit.host_cache = Some(cache(0));
-        self.kit.staging_cache = Some(cache(half));
+        // Without a key the HCA cannot reach the arena: everything is placed on the card and copied.
+        self.kit.host_cache = data.key.map(|key| cache(0, key));
+        // Staging memory is reached by DMA alone, which goes by arena and offset.
+        self.kit.staging_cache = Some(cache(half, data.key.unwrap_or_default()));
         self.kit.releasing = false;
         Ok(())
     }

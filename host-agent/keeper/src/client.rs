@@ -50,19 +50,19 @@ impl Offer {
         self.record.keeper_id
     }
 
-    /// The export blob of an arena, which the card imports it with: its id (little-endian, 2 bytes) and its secret (16
-    /// bytes). `None` for an arena that is not there.
-    pub fn export_blob(&self, arena: u16) -> Option<[u8; 18]> {
-        let secret = match arena {
-            DATA_ARENA => self.record.arena_secret,
-            RING_ARENA => self.record.rings_secret,
+    /// The export blob of an arena, which the card imports it with. Where the keeper exports the memory over RDMA, that
+    /// export's; otherwise the arena's id (little-endian, 2 bytes) and its secret (16 bytes). `None` for an arena that is
+    /// not there.
+    pub fn export_blob(&self, arena: u16) -> Option<Vec<u8>> {
+        let (index, secret) = match arena {
+            DATA_ARENA => (0, self.record.arena_secret),
+            RING_ARENA => (1, self.record.rings_secret),
             _ => return None,
         };
-        let mut blob = [0; 18];
-        let (id, rest) = blob.split_at_mut(2);
-        id.copy_from_slice(&arena.to_le_bytes());
-        rest.copy_from_slice(&secret);
-        Some(blob)
+        if let Some(blobs) = &self.record.rdma {
+            return blobs.get(index).map(|blob| blob.to_vec());
+        }
+        Some([&arena.to_le_bytes()[..], &secret].concat())
     }
 }
 

@@ -12,6 +12,8 @@
 pub mod client;
 pub mod layout;
 pub mod protocol;
+#[cfg(feature = "ibverbs")]
+mod rdma;
 pub mod server;
 
 pub use client::{Client, Offer};

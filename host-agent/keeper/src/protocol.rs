@@ -10,8 +10,14 @@ const VERSION: u16 = 1;
 /// Bytes of a request, a notice and a refusal.
 pub const SHORT_BYTES: usize = 12;
 
-/// Bytes of an offer.
-pub const OFFER_BYTES: usize = 88;
+/// Bytes of an offer, at most: with the RDMA blobs.
+pub const OFFER_BYTES: usize = OFFER_PLAIN_BYTES + 2 * RDMA_BLOB_BYTES;
+
+/// Bytes of an offer without RDMA blobs.
+const OFFER_PLAIN_BYTES: usize = 88;
+
+/// Bytes of an export blob for RDMA (`lunar_verbs_ibv::ExportBlob`).
+pub const RDMA_BLOB_BYTES: usize = 64;
 
 /// What a client asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +42,7 @@ pub enum Refusal {
 
 /// What the keeper says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // lives on the stack, for a moment
 pub enum Reply {
     /// Answer to [`Request::Attach`].
     Offer(OfferRecord),
@@ -70,6 +77,8 @@ pub struct OfferRecord {
     pub arena_secret: [u8; 16],
     /// Secret of the ring segment's export.
     pub rings_secret: [u8; 16],
+    /// Where the memory is exported over RDMA: the blobs of the data arena and of the ring segment.
+    pub rdma: Option<[[u8; RDMA_BLOB_BYTES]; 2]>,
 }
 
 impl std::fmt::Debug for OfferRecord {
@@ -128,7 +137,8 @@ impl Reply {
                 packet.extend(offer.arena_secret);
                 packet.extend(offer.rings_secret);
                 packet.extend(offer.keeper_id);
-                debug_assert_eq!(packet.len(), OFFER_BYTES);
+                debug_assert_eq!(packet.len(), OFFER_PLAIN_BYTES);
+                packet.extend(offer.rdma.iter().flatten().flatten());
                 packet
             }
             Self::RevokeDone { arena } => short(kind::REVOKE_DONE, u32::from(arena)).to_vec(),
@@ -158,6 +168,14 @@ impl Reply {
                 arena_secret: field(packet, 40)?,
                 rings_secret: field(packet, 56)?,
                 keeper_id: field(packet, 72)?,
+                rdma: match packet.len() {
+                    OFFER_PLAIN_BYTES => None,
+                    OFFER_BYTES => Some([
+                        field(packet, OFFER_PLAIN_BYTES)?,
+                        field(packet, OFFER_PLAIN_BYTES + RDMA_BLOB_BYTES)?,
+                    ]),
+                    _ => return None,
+                },
             })),
             kind::REVOKE_DONE => Some(Self::RevokeDone { arena: u16::try_from(argument).ok()? }),
             kind::REVOKED => Some(Self::Revoked { arena: u16::try_from(argument).ok()? }),
@@ -210,9 +228,11 @@ mod tests {
             rings_bytes: 7,
             arena_secret: [2; 16],
             rings_secret: [3; 16],
+            rdma: None,
         };
         let replies = [
             Reply::Offer(offer),
+            Reply::Offer(OfferRecord { rdma: Some([[4; 64], [5; 64]]), ..offer }),
             Reply::RevokeDone { arena: 1 },
             Reply::Revoked { arena: 0 },
             Reply::Refused(Refusal::Malformed),

@@ -41,6 +41,15 @@ pub struct Options {
     /// Slots of each ring, a power of two.
     #[arg(long, value_name = "COUNT", default_value_t = 1024)]
     pub ring_slots: u32,
+    /// RDMA device over which the card, on another machine, reaches the memory, and one of its ports if only that is to
+    /// be used: rxe0, mlx5_0:1. Without it the card is in this machine.
+    #[cfg(feature = "ibverbs")]
+    #[arg(long, value_name = "DEVICE[:PORT]", requires = "rdma_listen")]
+    pub rdma: Option<lunar_verbs_ibv::HcaName>,
+    /// Address of that device that the card can reach, and the RDMA port to take its connections at (0 chooses one).
+    #[cfg(feature = "ibverbs")]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "rdma")]
+    pub rdma_listen: Option<std::net::SocketAddr>,
     /// End when standard input, a pipe from the starting process, is closed.
     #[arg(long)]
     pub exit_with_parent: bool,
@@ -56,6 +65,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         )?;
     let stop = stop_on_signals().context("SIGTERM and SIGINT cannot be caught")?;
     let mut keeper = Keeper::new(layout)?;
+    #[cfg(feature = "ibverbs")]
+    if let (Some(device), Some(endpoint)) = (&options.rdma, options.rdma_listen) {
+        let rdma = crate::rdma::Export::new(device, endpoint, &keeper)?;
+        info!(%device, endpoint = %rdma.endpoint(), "the memory is exported over RDMA");
+        keeper.rdma = Some(rdma);
+    }
     let socket = Socket::bind(&options.socket)?;
     info!(
         socket = %options.socket.display(),
@@ -119,18 +134,20 @@ impl Drop for Socket {
     }
 }
 
-struct Keeper {
-    layout: Layout,
+pub(crate) struct Keeper {
+    pub(crate) layout: Layout,
     keeper_id: [u8; 16],
-    arena: OwnedFd,
+    pub(crate) arena: OwnedFd,
     arena_secret: [u8; 16],
-    rings: OwnedFd,
+    pub(crate) rings: OwnedFd,
     rings_secret: [u8; 16],
     /// What an agent leaves for its successor. Never exported: the card must not be able to write it.
     notes: OwnedFd,
     /// For each group: the line that wakes the host, then the one that wakes the card.
-    hints: Vec<OwnedFd>,
+    pub(crate) hints: Vec<OwnedFd>,
     clients: Vec<OwnedFd>,
+    #[cfg(feature = "ibverbs")]
+    rdma: Option<crate::rdma::Export>,
 }
 
 impl Keeper {
@@ -157,6 +174,8 @@ impl Keeper {
             notes: memory("lunar-notes", NOTES_BYTES)?,
             hints,
             clients: Vec::new(),
+            #[cfg(feature = "ibverbs")]
+            rdma: None,
         })
     }
 
@@ -174,12 +193,20 @@ impl Keeper {
         waits.extend(self.clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         // What a parent writes is not read: only the end of the pipe matters.
         waits.extend(parent.map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::empty())));
+        #[cfg(feature = "ibverbs")]
+        waits.extend(
+            self.rdma.iter().map(|rdma| PollFd::from_borrowed_fd(rdma.event_fd(), PollFlags::IN)),
+        );
         match poll(&mut waits, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("poll"),
         }
         let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         drop(waits);
+        #[cfg(feature = "ibverbs")]
+        if let Some(rdma) = &mut self.rdma {
+            rdma.serve().context("the export over RDMA")?;
+        }
         if ready[0] {
             return Ok(Some("a signal asked for it"));
         }
@@ -252,6 +279,13 @@ impl Keeper {
                 return false;
             }
         }
+        #[cfg(feature = "ibverbs")]
+        if let Some(rdma) = &mut self.rdma
+            && let Err(error) = rdma.renew(arena)
+        {
+            warn!(%error, "client dropped: the arena it took back cannot be exported anew");
+            return false;
+        }
         info!(arena, "export revoked");
         for other in 0..self.clients.len() {
             if other != index && !self.send(other, &Reply::Revoked { arena }, false) {
@@ -271,6 +305,10 @@ impl Keeper {
             rings_bytes: self.layout.rings_bytes(),
             arena_secret: self.arena_secret,
             rings_secret: self.rings_secret,
+            #[cfg(feature = "ibverbs")]
+            rdma: self.rdma.as_ref().and_then(crate::rdma::Export::blobs),
+            #[cfg(not(feature = "ibverbs"))]
+            rdma: None,
         }
     }
 

@@ -50,12 +50,16 @@ const ROWS: &[Row] = &[
     row("backend", &["offload-proto", "platform", "dma"], &["pcie"], Only(&["zerocopy"])),
     row("target", &["scsi", "srp", "platform", "dma", "backend", "offload-proto"],
         &["pcie", "hca", "initiator"], Only(&["rtrb"])),
-    row("firmware", &["target", "platform", "offload-proto"], &["pcie", "hca", "initiator"], Any),
+    row("verbs-ibv-sys", &[], &[], Only(&["libc"])),
+    // Also the host's end of the way into its memory, for the keeper.
+    row("verbs-ibv", &["platform", "verbs-ibv-sys"], &[], Any),
+    row("firmware", &["target", "platform", "offload-proto", "verbs-ibv"],
+        &["pcie", "hca", "initiator"], Any),
     // The host.
     row("handlers", &[], &[], Any),
     row("mgmt", &["offload-proto"], &[], Only(&["thiserror", "serde"])),
     row("core", &["scsi", "handlers", "mgmt", "offload-proto"], &[], Only(&["zerocopy", "thiserror"])),
-    row("keeper", &["core", "handlers", "offload-proto", "platform"], &["pcie"], Any),
+    row("keeper", &["core", "handlers", "offload-proto", "platform", "verbs-ibv"], &["pcie"], Any),
     row("agent", &["core", "handlers", "mgmt", "offload-proto", "platform", "keeper"],
         &["pcie", "hca", "scsi"], Any),
     row("cli", &["agent"], &[], Any),

@@ -290,7 +290,7 @@ impl Rig {
         Self {
             slot,
             card_cache: cache(Placement::CardDram, card.key(), card.base()),
-            host_cache: cache(Placement::HostDram, arena.key, arena.base + data_offset),
+            host_cache: cache(Placement::HostDram, arena.key.unwrap(), arena.base + data_offset),
             share: Share::new(u64::MAX),
             memory,
             card,
