@@ -53,3 +53,8 @@ wait_for() {
 measure() {
 	report MEASURE "$*"
 }
+
+# without_module NAME: unloads it, and only it, where it is loaded.
+without_module() {
+	[ ! -d "/sys/module/$1" ] || rmmod "$1"
+}

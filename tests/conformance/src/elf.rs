@@ -32,8 +32,8 @@ pub fn needed(file: &[u8]) -> Result<Vec<String>> {
 /// Changes `file` so that it starts without the libraries for which `omitted` holds: whatever it
 /// imports may then be missing and is null. It must not use what they would have brought.
 ///
-/// The entry of an omitted library is made to name the C library a second time, the versions wanted
-/// of it and every imported symbol become weak.
+/// The entry of an omitted library is made to name the C library a second time, so are the versions
+/// wanted of it, and every imported symbol becomes weak.
 pub fn omit(file: &mut [u8], omitted: impl Fn(&str) -> bool) -> Result<()> {
     let mut changes: Vec<(usize, Vec<u8>)> = Vec::new();
     let sections = sections(file)?;
@@ -62,31 +62,17 @@ pub fn omit(file: &mut [u8], omitted: impl Fn(&str) -> bool) -> Result<()> {
     }
     let c_library = c_library.context("it needs no C library")?;
     changes.iter_mut().for_each(|(_, value)| value.copy_from_slice(&c_library.to_le_bytes()));
+    let versions = wanted_versions(file, &sections)?;
+    let of_c_library = versions.iter().find(|version| version.library.starts_with("libc.so."));
+    for version in versions.iter().filter(|version| omitted(&version.library)) {
+        let known = of_c_library.context("it wants no version of the C library")?;
+        // vn_file, after two halfwords; then vna_hash at the start, vna_name after 8 bytes.
+        changes.push((version.library_at + 4, (c_library as u32).to_le_bytes().to_vec()));
+        changes.push((version.at, known.hash.to_le_bytes().to_vec()));
+        changes.push((version.at + 8, known.name.to_le_bytes().to_vec()));
+    }
     for section in sections.iter() {
         let start = section.sh_offset(ENDIAN) as usize;
-        if let Some((_, link)) = section.gnu_verneed(ENDIAN, &*file)? {
-            let strings = sections.strings(ENDIAN, &*file, link)?;
-            let mut library = start;
-            loop {
-                let entry: &Verneed<LittleEndian> = at(file, library)?;
-                let name = text(strings.get(entry.vn_file.get(ENDIAN)).unwrap_or_default());
-                if omitted(&name) {
-                    // vn_file, after two halfwords.
-                    changes.push((library + 4, (c_library as u32).to_le_bytes().to_vec()));
-                    let mut version = library + entry.vn_aux.get(ENDIAN) as usize;
-                    for _ in 0..entry.vn_cnt.get(ENDIAN) {
-                        let wanted: &Vernaux<LittleEndian> = at(file, version)?;
-                        // vna_flags, after the hash.
-                        changes.push((version + 4, elf::VER_FLG_WEAK.0.to_le_bytes().to_vec()));
-                        version += wanted.vna_next.get(ENDIAN) as usize;
-                    }
-                }
-                match entry.vn_next.get(ENDIAN) {
-                    0 => break,
-                    next => library += next as usize,
-                }
-            }
-        }
         if section.sh_type(ENDIAN) == elf::SHT_DYNSYM {
             let symbols: &[Sym64<LittleEndian>] = section.data_as_array(ENDIAN, &*file)?;
             for (index, symbol) in symbols.iter().enumerate() {
@@ -103,6 +89,45 @@ pub fn omit(file: &mut [u8], omitted: impl Fn(&str) -> bool) -> Result<()> {
         file[offset..offset + bytes.len()].copy_from_slice(&bytes);
     }
     Ok(())
+}
+
+/// A version of a library's symbols that a file wants (an entry of .gnu.version_r).
+struct WantedVersion {
+    library: String,
+    /// Where the library's entry lies in the file, and the version's.
+    library_at: usize,
+    at: usize,
+    hash: u32,
+    /// The name's offset among the strings.
+    name: u32,
+}
+
+fn wanted_versions(file: &[u8], sections: &SectionTable<'_, Header>) -> Result<Vec<WantedVersion>> {
+    let mut found = Vec::new();
+    for section in sections.iter() {
+        let Some((_, link)) = section.gnu_verneed(ENDIAN, file)? else {
+            continue;
+        };
+        let strings = sections.strings(ENDIAN, file, link)?;
+        let mut library_at = section.sh_offset(ENDIAN) as usize;
+        loop {
+            let entry: &Verneed<LittleEndian> = at(file, library_at)?;
+            let library = text(strings.get(entry.vn_file.get(ENDIAN)).unwrap_or_default());
+            let mut version_at = library_at + entry.vn_aux.get(ENDIAN) as usize;
+            for _ in 0..entry.vn_cnt.get(ENDIAN) {
+                let version: &Vernaux<LittleEndian> = at(file, version_at)?;
+                let (hash, name) = (version.vna_hash.get(ENDIAN), version.vna_name.get(ENDIAN));
+                let library = library.clone();
+                found.push(WantedVersion { library, library_at, at: version_at, hash, name });
+                version_at += version.vna_next.get(ENDIAN) as usize;
+            }
+            match entry.vn_next.get(ENDIAN) {
+                0 => break,
+                next => library_at += next as usize,
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// What a kernel module says under `key` in its .modinfo section, once for each time it says it.
@@ -161,7 +186,7 @@ mod tests {
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .unwrap();
         let listed = std::process::Command::new(&path).arg("--list").output().unwrap();
-        assert!(listed.status.success(), "{listed:?}");
+        assert!(listed.status.success() && listed.stderr.is_empty(), "{listed:?}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::packages::{self, Packages};
 /// The packages that the guest is made of, kernel and libraries aside.
 const PACKAGES: &[&str] = &[
     "busybox-static",
+    "dmsetup",
     "e2fsprogs",
     "fio",
     "ibverbs-providers",
@@ -41,6 +42,7 @@ const PROGRAM_FOLDERS: &[&str] = &["usr/bin", "usr/sbin", "bin", "sbin"];
 /// The programs. A `*` at the end takes all that begin so.
 const PROGRAMS: &[&str] = &[
     "busybox",
+    "dmsetup",
     "e2fsck",
     "fio",
     "ibv_*",
@@ -97,6 +99,9 @@ const MODULES: &[&str] = &[
     "dm_service_time",
     "dm_queue_length",
     "scsi_dh_alua",
+    // I/O schedulers.
+    "bfq",
+    "kyber-iosched",
 ];
 
 /// What QEMU starts.

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod cpio;
+mod discontiguous;
 mod elf;
 mod image;
 mod machine;
@@ -63,6 +64,11 @@ struct Arguments {
 const SKIPPED: u8 = 77;
 
 fn main() -> Result<ExitCode> {
+    let mut words = std::env::args();
+    if words.next().is_some_and(|program| program.rsplit('/').next() == Some(discontiguous::NAME)) {
+        discontiguous::run(&words.collect::<Vec<_>>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let arguments = Arguments::parse();
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
     let all = scenarios::all(&guest)?;

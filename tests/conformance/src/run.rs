@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::architecture::{Architecture, X86_64};
+use crate::discontiguous;
 use crate::image::{self, Image};
 use crate::machine::{Machine, Report, Wanted};
 use crate::packages::{self, Packages};
@@ -75,6 +76,10 @@ impl Run {
         packages::installed("xz", "xz-utils")?;
         let packages = image::unpacked(ARCHITECTURE, refresh)?;
         let out = folder_of_this_run()?;
+        // The guest's processor is this machine's, so far: what runs here runs there.
+        let programs = out.join("bin");
+        fs::create_dir_all(&programs)?;
+        fs::copy(std::env::current_exe()?, programs.join(discontiguous::NAME))?;
         let init = fs::read(guest.join("init"))?;
         let image = image::make(ARCHITECTURE, &packages, &init, &out)?;
         let guest = guest.to_path_buf();
