@@ -110,9 +110,13 @@ kernel_says() {
 }
 dmesg_lines=$(dmesg | wc -l)
 
-# What the RDMA device has: queue pairs, memory regions and so on, as a line of counts.
+# What the RDMA device has of what $target_leaves names, as a line of counts.
 resources() {
-	rdma resource show rxe0
+	rdma resource show rxe0 | tr ' ' '\n' | {
+		while read -r word; do
+			case " $target_leaves " in *" $word "*) read -r count && echo -n "$word $count " ;; esac
+		done
+	}
 }
 
 # same_resources BEFORE: in the end the device has what it had, and nothing more.
@@ -123,5 +127,13 @@ same_resources() {
 		[ $left -gt 0 ] || fail "the RDMA device had $1, now $(resources)"
 		usleep 200000
 	done
-	report CHECK "the RDMA device has what it had"
+	report CHECK "the RDMA device has what it had: $1"
+}
+
+# same_memory BEFORE: the target, where it can tell, has not grown.
+same_memory() {
+	[ -n "$1" ] || return 0
+	grown=$(($(target_memory) - $1))
+	measure target_memory_growth $grown KiB
+	check "the target's memory has not grown by a MiB" [ $grown -lt 1024 ]
 }

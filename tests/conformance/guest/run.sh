@@ -35,6 +35,9 @@ run_scenario() {
 	0) report PASS "$name" ;;
 	77) report SKIP "$name" "$(cat /run/reason)" ;;
 	*)
+		for log in /out/lunar-*.log; do
+			[ ! -e "$log" ] || { echo "--- the end of $log" && tail -n 12 "$log"; }
+		done
 		echo "--- what the kernel logged last"
 		dmesg | tail -n 12
 		report FAIL "$name" "$(cat /run/reason 2>/dev/null || echo 'it ended without saying why')"

@@ -144,7 +144,7 @@ pub fn make(
         archive.link(name, &format!("/{path}"))?;
     }
     let modules = Modules::below(&packages.root.join("lib/modules").join(&version))?;
-    for (path, content) in modules.closure(MODULES, |path| plain(path))? {
+    for (path, content) in modules.closure(MODULES, plain)? {
         let path = path.strip_prefix(&packages.root)?.to_string_lossy().into_owned();
         archive.file(path.trim_end_matches(".xz"), &content)?;
     }

@@ -7,6 +7,7 @@ mod cpio;
 mod discontiguous;
 mod elf;
 mod image;
+mod lunar;
 mod machine;
 mod modules;
 mod packages;
@@ -40,6 +41,9 @@ struct Arguments {
     /// Run this shell command in the guest, show what its console prints, and end with its exit code.
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["names", "shell"])]
     run: Option<String>,
+    /// Have Lunar's programs in the guest, in /out/bin, though no named scenario needs them.
+    #[arg(long)]
+    lunar: bool,
     /// A directory that the guest mounts, writable, at /share.
     #[arg(long, value_name = "DIRECTORY")]
     share: Option<PathBuf>,
@@ -96,6 +100,10 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     run.share = arguments.share.map(std::path::absolute).transpose()?;
+    if arguments.lunar || chosen.iter().any(|scenario| scenario.target.as_deref() == Some("lunar"))
+    {
+        run.add_lunar()?;
+    }
     run.shown = arguments.verbose;
     run.memory = arguments.memory;
     if let Some(command) = arguments.run {

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::architecture::{Architecture, X86_64};
 use crate::discontiguous;
 use crate::image::{self, Image};
+use crate::lunar;
 use crate::machine::{Machine, Report, Wanted};
 use crate::packages::{self, Packages};
 use crate::scenarios::Scenario;
@@ -84,6 +85,12 @@ impl Run {
         let image = image::make(ARCHITECTURE, &packages, &init, &out)?;
         let guest = guest.to_path_buf();
         Ok(Run { guest, out, packages, image, share: None, shown: false, memory: 0 })
+    }
+
+    /// Puts Lunar's programs into the guest.
+    pub fn add_lunar(&self) -> Result<()> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+        lunar::add(workspace.context("this crate has no workspace")?, &target_folder()?, &self.out)
     }
 
     /// The versions of what the guest is made of.
@@ -261,12 +268,16 @@ pub fn json(results: &[Outcome]) -> serde_json::Value {
     json!({ "scenarios": results.iter().map(one).collect::<Vec<_>>() })
 }
 
+/// Cargo's target directory: this program is in a folder of it.
+fn target_folder() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    Ok(program.ancestors().nth(2).context("no target directory")?.to_path_buf())
+}
+
 /// `vm/PROCESS` in the target directory. What earlier processes left there goes: their logs are of use
 /// until the next run.
 fn folder_of_this_run() -> Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let target = program.ancestors().nth(2).context("no target directory")?;
-    let all = target.join("vm");
+    let all = target_folder()?.join("vm");
     fs::create_dir_all(&all)?;
     for entry in fs::read_dir(&all)? {
         let entry = entry?;
