@@ -57,7 +57,7 @@ configuration() {
 started() {
 	name=$1
 	shift
-	RUST_BACKTRACE=1 "/out/bin/$name" "$@" >>"/out/$name.log" 2>&1 &
+	RUST_BACKTRACE=1 NO_COLOR=1 "/out/bin/$name" "$@" >>"/out/$name.log" 2>&1 &
 	echo $! >"$run/$name.pid"
 }
 

@@ -53,7 +53,8 @@ struct Arguments {
     /// Print the results as one JSON object at the end.
     #[arg(long)]
     json: bool,
-    /// Fetch what the guest is made of, and boot nothing. Exit code 77 says that it cannot be had.
+    /// Fetch what the guest is made of, build what runs in it, and boot nothing. Exit code 77 says that
+    /// the guest cannot be had.
     #[arg(long)]
     prepare: bool,
     /// Fetch newer packages.
@@ -95,14 +96,14 @@ fn main() -> Result<ExitCode> {
             return Ok(ExitCode::from(SKIPPED));
         }
     };
-    if arguments.prepare {
-        println!("{}", run.made_of());
-        return Ok(ExitCode::SUCCESS);
-    }
     run.share = arguments.share.map(std::path::absolute).transpose()?;
     if arguments.lunar || chosen.iter().any(|scenario| scenario.target.as_deref() == Some("lunar"))
     {
         run.add_lunar()?;
+    }
+    if arguments.prepare {
+        println!("{}", run.made_of());
+        return Ok(ExitCode::SUCCESS);
     }
     run.shown = arguments.verbose;
     run.memory = arguments.memory;
