@@ -94,6 +94,11 @@ load() {
 	check "there is load" kill -0 $load
 }
 
+# still_loaded: what was done was done under load.
+still_loaded() {
+	check "the load is still there" kill -0 $load
+}
+
 # load_is_over: no error may have reached the file system, and what was written has to be there.
 load_is_over() {
 	wait $load || {

@@ -118,8 +118,9 @@ pub fn installed(program: &str, package: &str) -> Result<()> {
     }
     println!("installing {package}, for {program}");
     let apt = |arguments: &[&str]| {
-        let mut command = Command::new("timeout");
-        command.args(["300", "apt-get", "-qq", "-o", "Acquire::Retries=1"]).args(arguments);
+        let mut command = Command::new("apt-get");
+        command.args(["-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30"]);
+        command.args(arguments);
         run(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     let install = ["install", "--yes", "--no-install-recommends", package];
@@ -162,8 +163,7 @@ fn cache() -> Result<PathBuf> {
 impl Apt<'_> {
     fn command(&self, program: &str) -> Command {
         let folder = self.folder.display();
-        let mut command = Command::new("timeout");
-        command.args(["600", program]);
+        let mut command = Command::new(program);
         for option in [
             format!("Dir::State={folder}/state"),
             format!("Dir::State::status={folder}/status"),
@@ -172,7 +172,10 @@ impl Apt<'_> {
             format!("APT::Architectures={}", self.architecture.debian),
             // The cache may lie where the user that apt would otherwise download as cannot write.
             "APT::Sandbox::User=root".to_string(),
+            // A source that does not answer is an error, not a reason to go on without it.
+            "APT::Update::Error-Mode=any".to_string(),
             "Acquire::Retries=2".to_string(),
+            "Acquire::http::Timeout=30".to_string(),
         ] {
             command.arg("-o").arg(option);
         }

@@ -14,6 +14,7 @@ for round in 1 2 3; do
 	sleep 1
 done
 for round in 1 2; do
+	still_loaded
 	target_disable
 	sleep 1
 	target_enable

@@ -11,6 +11,7 @@ load 20
 target_disable
 sleep 3
 target_enable
+still_loaded
 load_is_over
 check "the session was lost and came back" kernel_says 'reconnect succeeded|reconnect attempt .* succeeded'
 file_system_is_clean

@@ -9,6 +9,7 @@ disk
 file_system
 load 40
 for round in 1 2; do
+	still_loaded
 	firmware_kill
 	sleep 2
 	firmware_start

@@ -52,6 +52,7 @@ for round in 1 2; do
 	second=$host second_path=$path many_disk=$disk
 	table "$first_path" "$second_path"
 done
+still_loaded
 load_is_over
 disk=/dev/mapper/many
 file_system_is_clean

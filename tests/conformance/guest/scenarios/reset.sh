@@ -15,6 +15,7 @@ for round in 1 2; do
 		sleep 1
 	done
 done
+still_loaded
 load_is_over
 file_system_is_clean
 logout
