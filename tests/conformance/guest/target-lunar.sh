@@ -1,5 +1,5 @@
-# Lunar as the target under test: keeper, agent and the card's firmware as three processes of this guest,
-# as an installation starts them. What a target offers is told in target-lio.sh; this one's processes
+# Lunar as the target under test: keeper, agent and the card's firmware as three processes of this guest.
+# The card reaches the keeper's memory over RDMA, as it does from a machine of its own. What a target offers is told in target-lio.sh; this one's processes
 # can be killed and started one by one besides.
 
 service=$address:5556
@@ -19,6 +19,8 @@ target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
 	mkdir -p $run $image
 	rm -f $image/*
+	# From memory they start at once, however large they are.
+	cp -r /out/bin $run/bin
 	target_image 0 $target_size
 	configuration
 	keeper_start
@@ -57,7 +59,7 @@ configuration() {
 started() {
 	name=$1
 	shift
-	RUST_BACKTRACE=1 NO_COLOR=1 "/out/bin/$name" "$@" >>"/out/$name.log" 2>&1 &
+	RUST_BACKTRACE=1 NO_COLOR=1 "$run/bin/$name" "$@" >>"/out/$name.log" 2>&1 &
 	echo $! >"$run/$name.pid"
 }
 
@@ -77,7 +79,8 @@ process_is_gone() {
 }
 
 keeper_start() {
-	started lunar-arena --socket $run/keeper.sock --arena-bytes $((64 << 20))
+	started lunar-arena --socket $run/keeper.sock --arena-bytes $((64 << 20)) \
+		--rdma rxe0 --rdma-listen $address:5557
 }
 
 agent_start() {
@@ -90,7 +93,7 @@ agent_kill() {
 }
 
 firmware_start() {
-	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock --keeper $run/keeper.sock
+	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock
 }
 
 firmware_kill() {
@@ -99,7 +102,7 @@ firmware_kill() {
 
 # shown FIELD: of what the agent says of the card.
 shown() {
-	/out/bin/lunar --api $run/api.sock show --json | tr ',{}' '\n' |
+	$run/bin/lunar --api $run/api.sock show --json | tr ',{}' '\n' |
 		sed -n "s/.*\"$1\": *\"\{0,1\}\([0-9]*\).*/\1/p" | head -n 1
 }
 

@@ -14,16 +14,20 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("lunar", "lunar-cli"),
 ];
 
-/// The feature of the firmware that brings the provider over libibverbs.
+/// The feature that brings the provider over libibverbs, and the packages that need it.
 const FEATURE: &str = "ibverbs";
+const WITH_FEATURE: &[(&str, &str)] =
+    &[("lunar-firmware", "dpu-firmware/firmware"), ("lunar-keeper", "host-agent/keeper")];
 
-/// Builds Lunar and puts its programs into `out/bin`. Where the firmware has no provider that could
-/// serve the guest, `out/lunar-missing` says so, and the scenarios against Lunar are skipped.
+/// Builds Lunar and puts its programs into `out/bin`. Without a provider that could serve the
+/// guest, `out/lunar-missing` says so, and the scenarios against Lunar are skipped.
 pub fn add(workspace: &Path, target: &Path, out: &Path) -> Result<()> {
-    let manifest = fs::read_to_string(workspace.join("dpu-firmware/firmware/Cargo.toml"))?;
-    if !manifest.lines().any(|line| line.starts_with(&format!("{FEATURE} ="))) {
-        let reason = format!("lunar-firmware has no feature {FEATURE} yet");
-        return Ok(fs::write(out.join("lunar-missing"), reason)?);
+    for (package, folder) in WITH_FEATURE {
+        let manifest = fs::read_to_string(workspace.join(folder).join("Cargo.toml"))?;
+        if !manifest.lines().any(|line| line.starts_with(&format!("{FEATURE} ="))) {
+            let reason = format!("{package} has no feature {FEATURE} yet");
+            return Ok(fs::write(out.join("lunar-missing"), reason)?);
+        }
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -31,7 +35,9 @@ pub fn add(workspace: &Path, target: &Path, out: &Path) -> Result<()> {
     for (_, package) in PROGRAMS {
         build.args(["--package", package]);
     }
-    build.args(["--features", &format!("lunar-firmware/{FEATURE}")]);
+    for (package, _) in WITH_FEATURE {
+        build.args(["--features", &format!("{package}/{FEATURE}")]);
+    }
     if !build.status().context("cargo did not start")?.success() {
         bail!("Lunar cannot be built for the guest");
     }
