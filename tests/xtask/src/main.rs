@@ -50,6 +50,13 @@ enum Task {
     Tidy,
     /// Check the licences and the origins of everything that is built.
     Licences,
+    /// Boot the guest and run scenarios with Linux's own initiators in it; `vm --help` tells more.
+    #[command(disable_help_flag = true)]
+    Vm {
+        /// What is passed on to lunar-conformance.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Fuzz one target until interrupted, or replay the given inputs once.
     Fuzz {
         /// A target of tests/fuzz; without one the targets are listed.
@@ -73,6 +80,10 @@ fn main() -> Result<ExitCode> {
         Task::Arrows => verdict("arrows", arrows::check(&workspace)?),
         Task::Tidy => verdict("tidy", tidy::check(&workspace.root)?),
         Task::Licences => verdict("licences", licences::check(&workspace)?),
+        Task::Vm { arguments } => {
+            let status = workspace.conformance().args(arguments).status()?;
+            Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+        }
         Task::Fuzz { target: None, .. } => {
             fuzz::targets(&workspace)?.iter().for_each(|name| println!("{name}"));
             Ok(ExitCode::SUCCESS)

@@ -77,10 +77,22 @@ const STAGES: &[Stage] = &[
         proves: "the product serves a real image, processes and all",
         run: emulate,
     },
+    Stage {
+        name: "vm",
+        proves: "Linux's own initiators are served, in a guest under emulation",
+        run: vm,
+    },
 ];
 
 /// The crates whose unsafe code the `memory` stage watches.
 const UNSAFE_CRATES: &[&str] = &["lunar-handlers", "lunar-pcie", "lunar-hca"];
+
+/// How long a command may take: against what never ends, not against what is slow.
+const LIMIT: Duration = Duration::from_secs(600);
+/// With `--long`.
+const LIMIT_LONG: Duration = Duration::from_secs(12 * 3600);
+/// How long all scenarios in the guest may take together.
+const VM_LIMIT: Duration = Duration::from_secs(720);
 
 /// The exact figures as committed, one `name = integer` a line.
 const FIGURES: &str = "tests/scenario/figures.txt";
@@ -297,6 +309,24 @@ fn emulate(job: &Job<'_>) -> Result<Outcome> {
     job.run_each([emulate])
 }
 
+fn vm(job: &Job<'_>) -> Result<Outcome> {
+    let mut prepare = job.workspace.conformance();
+    prepare.arg("--prepare");
+    println!("$ {}", child::written(&prepare));
+    if let Err(error) = child::output(&mut prepare)? {
+        return Ok(match error.split_once("skipped: ") {
+            Some((_, reason)) => Outcome::Skipped(reason.into()),
+            None => failed(error),
+        });
+    }
+    let mut scenarios = job.workspace.conformance();
+    if !job.long {
+        // One against Linux's own target shows that the scenarios can be passed.
+        scenarios.args(["boot", "lio:files", "lunar"]);
+    }
+    job.run_each_within(VM_LIMIT, [scenarios])
+}
+
 impl Job<'_> {
     /// Cargo, in the workspace's root.
     fn cargo(&self, arguments: &[&str]) -> Command {
@@ -317,8 +347,15 @@ impl Job<'_> {
 
     /// Runs the commands one after the other, each whatever became of the one before.
     fn run_each(&self, commands: impl IntoIterator<Item = Command>) -> Result<Outcome> {
-        // Against what never ends, not against what is slow.
-        let limit = Duration::from_secs(if self.long { 12 * 3600 } else { 600 });
+        self.run_each_within(LIMIT, commands)
+    }
+
+    fn run_each_within(
+        &self,
+        limit: Duration,
+        commands: impl IntoIterator<Item = Command>,
+    ) -> Result<Outcome> {
+        let limit = if self.long { LIMIT_LONG } else { limit };
         let mut counts = Counts::default();
         let mut reasons = Vec::new();
         for mut command in commands {

@@ -67,6 +67,14 @@ impl Workspace {
         Ok(Self { root: root.to_path_buf(), target, members })
     }
 
+    /// `cargo run` of the crate that boots guests, ready for its own arguments.
+    pub fn conformance(&self) -> Command {
+        let mut command = Command::new(cargo());
+        command.args(["run", "--quiet", "--locked", "--package", "lunar-conformance"]);
+        command.arg("--manifest-path").arg(self.root.join("Cargo.toml")).arg("--");
+        command
+    }
+
     /// Whether the member `package` has a binary called `binary`.
     pub fn has_binary(&self, package: &str, binary: &str) -> bool {
         self.members

@@ -1,0 +1,144 @@
+# Linux's SRP initiator, ib_srp, over RDMA/CM. The target under test says where it listens.
+
+srp=/sys/class/infiniband_srp/srp-rxe0-1
+
+srp_hosts() {
+	for entry in /sys/class/scsi_host/host*; do
+		[ "$(cat "$entry/proc_name" 2>/dev/null)" = ib_srp ] && echo "${entry##*host}"
+	done | sort -n
+}
+
+# try_login [OPTION,...]: succeeds when the target took the login; then $host is the SCSI host.
+try_login() {
+	modprobe -a ib_srp sd_mod sg || fail "ib_srp does not load"
+	# Never empty: a pattern file without patterns matches everything in busybox.
+	(echo none && srp_hosts) >/run/hosts.before
+	logging_in=0
+	until echo "id_ext=$id_ext,ioc_guid=$ioc_guid,dest=$service${1:+,$1}" 2>/run/login >$srp/add_target; do
+		# ib_srp forgets a session a moment after its host is gone.
+		grep -q 'File exists' /run/login && [ $logging_in -lt 50 ] || return 1
+		logging_in=$((logging_in + 1))
+		usleep 100000
+	done
+	host=$(srp_hosts | grep -v -x -F -f /run/hosts.before | head -n 1)
+	[ -n "$host" ]
+}
+
+# login [OPTION,...]: logs in with Linux's defaults and these options.
+login() {
+	check "ib_srp logs in with ${1:-its defaults}" try_login "$1"
+}
+
+# logout [HOST]
+logout() {
+	gone=${1:-$host}
+	for remote in /sys/class/srp_remote_ports/port-$gone:*; do
+		echo 1 >"$remote/delete" || fail "host $gone cannot be logged out"
+	done
+	wait_for 30 "the session of host $gone is gone" host_is_gone "$gone"
+}
+
+host_is_gone() {
+	[ ! -e "/sys/class/scsi_host/host$1" ]
+}
+
+# The letters behind H:0:0:LUN do not follow the order of the LUNs: disks are found by address.
+disk_of() {
+	ls "/sys/class/scsi_device/$1:0:0:$2/device/block" 2>/dev/null
+}
+
+generic_of() {
+	ls "/sys/class/scsi_device/$1:0:0:$2/device/scsi_generic" 2>/dev/null
+}
+
+has_disk() {
+	[ -n "$(disk_of "$1" "$2")" ]
+}
+
+# disk [HOST [LUN]]: waits for the disk; then $disk and $generic are its devices.
+disk() {
+	wait_for 30 "LUN ${2:-0} of host ${1:-$host} is a disk" has_disk "${1:-$host}" "${2:-0}"
+	disk=/dev/$(disk_of "${1:-$host}" "${2:-0}")
+	generic=/dev/$(generic_of "${1:-$host}" "${2:-0}")
+}
+
+# file_system: makes one on $disk and mounts it at /mnt.
+file_system() {
+	check "mkfs.ext4" mkfs.ext4 -q -F "$disk"
+	check "mount" mount -t ext4 "$disk" /mnt
+}
+
+# file_system_is_clean: unmounts it and looks at all of it.
+file_system_is_clean() {
+	check "unmount" umount /mnt
+	check "fsck finds nothing" e2fsck -f -n "$disk"
+}
+
+# verified NAME OPTIONS...: writes with fio and reads back what it wrote, with a checksum in every block.
+verified() {
+	job=$1
+	shift
+	check "fio $job reads what it wrote" fio --name="$job" --eta=never --thread --ioengine=libaio --direct=1 \
+		--verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse --output=/run/fio "$@"
+}
+
+# load SECONDS [OPTIONS...]: writes and verifies in the background until load_is_over.
+load() {
+	seconds=$1
+	shift
+	fio --name=load --eta=never --thread --filename=/mnt/load --size=16m --rw=randwrite --bs=4k \
+		--iodepth=16 --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+		--time_based --runtime="$seconds" --output=/run/load "$@" &
+	load=$!
+	sleep 3
+	check "there is load" kill -0 $load
+}
+
+# still_loaded: what was done was done under load.
+still_loaded() {
+	check "the load is still there" kill -0 $load
+}
+
+# load_is_over: no error may have reached the file system, and what was written has to be there.
+load_is_over() {
+	wait $load || {
+		cat /run/load
+		fail "fio met an error, or did not read what it had written"
+	}
+	report CHECK "no error reached fio, and what was written can be read"
+	check_not "the kernel saw no I/O error" kernel_says 'I/O error|EXT4-fs error|EXT4-fs warning'
+}
+
+# kernel_says PATTERN: in what it logged since the scenario began.
+kernel_says() {
+	dmesg | tail -n +$((dmesg_lines + 1)) | grep -E "$1"
+}
+dmesg_lines=$(dmesg | wc -l)
+
+# What the RDMA device has of what $target_leaves names, as a line of counts.
+resources() {
+	rdma resource show rxe0 | tr ' ' '\n' | {
+		while read -r word; do
+			case " $target_leaves " in *" $word "*) read -r count && echo -n "$word $count " ;; esac
+		done
+	}
+}
+
+# same_resources BEFORE: in the end the device has what it had, and nothing more.
+same_resources() {
+	left=100
+	until [ "$(resources)" = "$1" ]; do
+		left=$((left - 1))
+		[ $left -gt 0 ] || fail "the RDMA device had $1, now $(resources)"
+		usleep 200000
+	done
+	report CHECK "the RDMA device has what it had: $1"
+}
+
+# same_memory BEFORE: the target, where it can tell, has not grown.
+same_memory() {
+	[ -n "$1" ] || return 0
+	grown=$(($(target_memory) - $1))
+	measure target_memory_growth $grown KiB
+	check "the target's memory has not grown by a MiB" [ $grown -lt 1024 ]
+}
