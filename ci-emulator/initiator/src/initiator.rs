@@ -38,6 +38,8 @@ const BATCH: usize = 64;
 const CONNECTION_POLL_INTERVAL: u32 = 64;
 /// Where the CDB of an SRP_CMD starts.
 const CDB_OFFSET: usize = 32;
+/// Room for the table of an external list.
+const TABLE_BYTES: usize = INLINE_COUNT_MAX * DESCRIPTOR_BYTES;
 /// Where Linux's initiator puts immediate data: behind a command with one direct descriptor.
 const IMMEDIATE_OFFSET: u16 = 48 + 16 + 4;
 
@@ -122,6 +124,14 @@ pub enum Shape {
         /// Number of ranges.
         pieces: u8,
     },
+    /// As [`Self::Indirect`], but only the first `inline` ranges (fewer than `pieces`) are in the IU: the
+    /// target has to fetch the list.
+    External {
+        /// Number of ranges.
+        pieces: u8,
+        /// Those in the IU.
+        inline: u8,
+    },
 }
 
 /// A command to submit.
@@ -202,6 +212,8 @@ pub struct Initiator {
     control_remote: RemoteKey,
     send_stride: usize,
     receive_offset: usize,
+    /// Where the tables of external lists begin, one a ledger slot.
+    table_offset: usize,
     data: CardRegion,
     data_remote: RemoteKey,
     /// Longest IU the target takes, known after login.
@@ -248,12 +260,13 @@ impl Initiator {
         )?;
         let send_stride = (config.it_iu_bytes as usize).next_multiple_of(SEND_STRIDE_UNIT);
         let receive_offset = send_stride * slots as usize;
-        let control_bytes = receive_offset + RECEIVE_BYTES * receives as usize;
+        let table_offset = receive_offset + RECEIVE_BYTES * receives as usize;
+        let control_bytes = table_offset + TABLE_BYTES * slots as usize;
         let budget = (control_bytes + config.data_bytes.max(1)) as u64;
         let mut memory = CardMemory::new(space, None, Backing::Shared, budget);
         let control = memory.claim(control_bytes).map_err(io::Error::other)?;
         let data = memory.claim(config.data_bytes.max(1)).map_err(io::Error::other)?;
-        // Indirect tables lie in the send buffers, where a target may read them.
+        // Indirect tables lie in the send buffers or behind them, where a target may read them.
         let control_remote =
             hca.register_remote(control.segment(), 0, control_bytes as u64, RemoteAccess::READ)?;
         let data_remote = hca.register_remote(
@@ -273,6 +286,7 @@ impl Initiator {
             control_remote,
             send_stride,
             receive_offset,
+            table_offset,
             data,
             data_remote,
             it_iu_bytes_max: 0,
@@ -387,6 +401,20 @@ impl Initiator {
                     table_address: self.control_remote.base + (send_offset + list_offset) as u64,
                     table_key: self.control_remote.rkey,
                     pieces: &self.pieces,
+                }
+            }
+            Shape::External { pieces, inline } => {
+                split(&whole, pieces, &mut self.pieces);
+                let table_offset = self.table_offset + TABLE_BYTES * tag.index();
+                let table = self.control.bytes_mut(table_offset, TABLE_BYTES);
+                for (to, piece) in table.chunks_exact_mut(DESCRIPTOR_BYTES).zip(&self.pieces) {
+                    to.copy_from_slice(&piece.to_bytes());
+                }
+                BufferLayout::External {
+                    table_address: self.control_remote.base + table_offset as u64,
+                    table_key: self.control_remote.rkey,
+                    pieces: &self.pieces,
+                    inline,
                 }
             }
         };

@@ -98,7 +98,11 @@ impl World {
     fn shape(&mut self) -> Shape {
         match self.random.below(16) {
             0 => Shape::Indirect { pieces: u8::try_from(self.random.between(36, 56)).unwrap_or(2) },
-            1..=4 => {
+            1 => Shape::External {
+                pieces: u8::try_from(self.random.between(3, 56)).unwrap_or(3),
+                inline: u8::try_from(self.random.below(3)).unwrap_or(0),
+            },
+            2..=4 => {
                 Shape::Indirect { pieces: u8::try_from(self.random.between(1, 9)).unwrap_or(2) }
             }
             _ => Shape::Direct,

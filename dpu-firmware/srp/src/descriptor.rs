@@ -16,6 +16,9 @@ pub const DESCRIPTOR_BYTES: usize = size_of::<wire::MemoryDescriptor>();
 pub const INDIRECT_HEAD_BYTES: usize = size_of::<wire::IndirectDescriptor>();
 /// Bytes of an immediate descriptor: a length.
 pub const IMMEDIATE_DESCRIPTOR_BYTES: usize = size_of::<wire::ImmediateDescriptor>();
+/// Longest indirect table in bytes that is fetched from the initiator: 2048 descriptors, the most that
+/// Linux's initiator makes.
+pub const TABLE_BYTES_MAX: u32 = 2048 * DESCRIPTOR_BYTES as u32;
 /// Most descriptors one IU can carry inline for one direction: the count is one byte.
 pub const INLINE_COUNT_MAX: usize = 255;
 
@@ -35,6 +38,12 @@ impl Descriptor {
     #[inline]
     fn is_addressable(&self) -> bool {
         self.address.checked_add(u64::from(self.length)).is_some()
+    }
+
+    /// The wire form's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; DESCRIPTOR_BYTES] {
+        zerocopy::transmute!(self.to_wire())
     }
 
     /// The wire form.
@@ -64,7 +73,7 @@ pub enum DataBuffer {
     None,
     /// One range.
     Direct(Descriptor),
-    /// A list of ranges, all of it inside the IU.
+    /// A list of ranges, all of it inside the IU (or fetched, see [`DataBuffer::fetched`]).
     Indirect {
         /// Where the whole table lies at the initiator; its length is in bytes.
         table: Descriptor,
@@ -73,6 +82,14 @@ pub enum DataBuffer {
         /// Descriptors in the list.
         inline_count: u16,
         /// Usable bytes: what the IU declared, or the list's sum where that is less.
+        total_bytes: u32,
+    },
+    /// A list of ranges that lies in the initiator's memory, because the IU does not hold all of it: it
+    /// has to be fetched, and [`DataBuffer::fetched`] makes the rest.
+    External {
+        /// Where the list lies; its length is in bytes, at most [`TABLE_BYTES_MAX`].
+        table: Descriptor,
+        /// Bytes that the IU declared.
         total_bytes: u32,
     },
     /// Data-out that lies in the IU (SRP-2), where the channel's login granted it.
@@ -101,9 +118,23 @@ impl DataBuffer {
         match *self {
             Self::None => 0,
             Self::Direct(descriptor) => descriptor.length,
-            Self::Indirect { total_bytes, .. } => total_bytes,
+            Self::Indirect { total_bytes, .. } | Self::External { total_bytes, .. } => total_bytes,
             Self::Immediate { length, .. } => length,
         }
+    }
+
+    /// The external list once it was fetched: `table` holds it, and is what [`Self::descriptors`] wants
+    /// in place of the IU from now on.
+    ///
+    /// # Errors
+    /// A range that wraps around the address space, or a `table` that is not the one named.
+    pub fn fetched(&self, table: &[u8]) -> Result<Self, BufferFault> {
+        let Self::External { table: place, total_bytes } = *self else { return Ok(*self) };
+        let count = (place.length >> DESCRIPTOR_BYTES.trailing_zeros()) as u16;
+        let list = inline_list(table, 0, usize::from(count))
+            .ok_or_else(|| beyond_iu(place.length as usize, table))?;
+        let total_bytes = total_bytes.min(sum_of(list)?);
+        Ok(Self::Indirect { table: place, inline_offset: 0, inline_count: count, total_bytes })
     }
 
     /// The ranges to transfer, in order, clipped to [`Self::total_bytes`]; empty ones are left out.
@@ -114,7 +145,7 @@ impl DataBuffer {
     #[must_use]
     pub fn descriptors<'a>(&self, iu: &'a [u8]) -> Descriptors<'a> {
         let (first, rest) = match *self {
-            Self::None | Self::Immediate { .. } => (None, [].as_slice()),
+            Self::None | Self::Immediate { .. } | Self::External { .. } => (None, [].as_slice()),
             Self::Direct(descriptor) => (Some(descriptor), [].as_slice()),
             Self::Indirect { inline_offset, inline_count, .. } => {
                 (None, inline_list(iu, inline_offset.into(), inline_count.into()).unwrap_or(&[]))
@@ -182,11 +213,8 @@ pub enum BufferFault {
         /// Descriptors in the table.
         table_count: u32,
     },
-    /// The table has more descriptors than the IU inlines: the rest would have to be fetched from
-    /// the initiator's memory.
-    ExternalTable {
-        /// Descriptors in the IU.
-        inline_count: u32,
+    /// The table lies in the initiator's memory and is longer than this target fetches.
+    TableTooLong {
         /// Descriptors in the table.
         table_count: u32,
     },
@@ -221,10 +249,11 @@ impl fmt::Display for BufferFault {
                 f,
                 "{inline_count} descriptors inlined, but the indirect table has {table_count}"
             ),
-            Self::ExternalTable { inline_count, table_count } => write!(
+            Self::TableTooLong { table_count } => write!(
                 f,
-                "{inline_count} of {table_count} descriptors inlined; fetching the rest from the \
-                 initiator is not supported: raise cmd_sg_entries at the initiator"
+                "indirect table of {table_count} descriptors in the initiator's memory; at most {} are \
+                 fetched: lower sg_tablesize at the initiator",
+                TABLE_BYTES_MAX as usize / DESCRIPTOR_BYTES
             ),
             Self::AddressWraps { address, length } => {
                 write!(f, "{length} bytes at {address:#x} wrap around the address space")
@@ -317,19 +346,21 @@ fn parse_indirect(
     if inline_count > table_count {
         return Err(BufferFault::CountExceedsTable { inline_count, table_count });
     }
-    if inline_count < table_count {
-        return Err(BufferFault::ExternalTable { inline_count, table_count });
+    if inline_count < table_count && table.length > TABLE_BYTES_MAX {
+        return Err(BufferFault::TableTooLong { table_count });
+    }
+    if !table.is_addressable() {
+        return Err(address_wraps(&table));
     }
     let end = list_offset.saturating_add((inline_count as usize).saturating_mul(DESCRIPTOR_BYTES));
     let list =
         inline_list(iu, list_offset, inline_count as usize).ok_or_else(|| beyond_iu(end, iu))?;
-    let mut sum_bytes = 0_u32;
-    for descriptor in list.iter().map(Descriptor::from) {
-        if !descriptor.is_addressable() {
-            return Err(address_wraps(&descriptor));
-        }
-        sum_bytes = sum_bytes.saturating_add(descriptor.length);
+    if inline_count < table_count {
+        // What is inlined is the list's begin; all of it is fetched in one piece.
+        let total_bytes = head.total_bytes.get();
+        return Ok((DataBuffer::External { table, total_bytes }, end));
     }
+    let sum_bytes = sum_of(list)?;
     let buffer = DataBuffer::Indirect {
         table,
         // At most 48 + 252 + (20 + 255 * 16) + 20, so nothing is cut.
@@ -339,6 +370,18 @@ fn parse_indirect(
         total_bytes: head.total_bytes.get().min(sum_bytes),
     };
     Ok((buffer, end))
+}
+
+/// The sum of the lengths of `list`, saturating.
+fn sum_of(list: &[wire::MemoryDescriptor]) -> Result<u32, BufferFault> {
+    let mut sum_bytes = 0_u32;
+    for descriptor in list.iter().map(Descriptor::from) {
+        if !descriptor.is_addressable() {
+            return Err(address_wraps(&descriptor));
+        }
+        sum_bytes = sum_bytes.saturating_add(descriptor.length);
+    }
+    Ok(sum_bytes)
 }
 
 /// `count` descriptors from `offset`; `None` when the IU ends before.

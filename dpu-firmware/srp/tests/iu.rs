@@ -52,6 +52,32 @@ fn command_fault(iu: &[u8]) -> CommandFault {
     }
 }
 
+/// SRP 5.6.2.4: a table of which the IU holds only a part is fetched, and then read like an inlined one.
+#[test]
+fn srp_5_6_2_a_table_in_the_initiators_memory_is_read_once_it_was_fetched() {
+    let pieces = pieces(5);
+    let external =
+        BufferLayout::External { table_address: 0x9000, table_key: 7, pieces: &pieces, inline: 2 };
+    let iu = encode(&read_layout(external));
+    let Ok(Request::Command(command)) = iu::parse(&iu) else { panic!("sound") };
+    let table = Descriptor { address: 0x9000, key: 7, length: 80 };
+    assert_eq!(command.data_in, DataBuffer::External { table, total_bytes: 0x5000 });
+    assert_eq!(command.data_in.descriptors(&iu).count(), 0, "none before the list is there");
+    let mut list: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_bytes()).collect();
+    let fetched = command.data_in.fetched(&list).expect("sound");
+    assert_eq!(fetched.total_bytes(), 0x5000);
+    assert_eq!(fetched.descriptors(&list).collect::<Vec<_>>(), pieces);
+    // The list changed since: less than declared is what counts, and no range may wrap.
+    list[12..16].fill(0);
+    assert_eq!(command.data_in.fetched(&list).expect("sound").total_bytes(), 0x4000);
+    list[12..16].copy_from_slice(&0x1000_u32.to_be_bytes());
+    list[..8].fill(0xff);
+    let wraps = BufferFault::AddressWraps { address: u64::MAX, length: 0x1000 };
+    assert_eq!(command.data_in.fetched(&list), Err(wraps));
+    let short = BufferFault::BeyondIu { needed_bytes: 80, iu_bytes: 79 };
+    assert_eq!(command.data_in.fetched(&list[..79]), Err(short));
+}
+
 /// SRP-2: immediate data is taken where the login put it, and only if it did.
 #[test]
 fn srp_2_immediate_data_is_taken_where_the_login_put_it_and_nowhere_else() {
@@ -284,8 +310,9 @@ fn every_contradiction_in_an_indirect_descriptor_is_named() {
         BufferFault::CountExceedsTable { inline_count: 4, table_count: 3 }
     );
     assert_eq!(
-        refused(|iu| iu[6] = 2),
-        BufferFault::ExternalTable { inline_count: 2, table_count: 3 }
+        // 4096 descriptors, all but three in the initiator's memory.
+        refused(|iu| iu[60..64].copy_from_slice(&[0, 1, 0, 0])),
+        BufferFault::TableTooLong { table_count: 4096 }
     );
     assert_eq!(refused(|iu| iu[63] = 49), BufferFault::TableLength(49));
     assert_eq!(

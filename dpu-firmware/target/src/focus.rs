@@ -263,28 +263,89 @@ impl<P: Platform> Focus<'_, P> {
 
     #[inline(always)]
     fn claim_at(&mut self, placement: Placement) -> Option<Step> {
+        let claimed = self.claim_data(placement);
+        let buffer = match claimed {
+            Ok(buffer) => buffer,
+            Err(ClaimError::Exhausted) => return None,
+            Err(ClaimError::ShareExceeded) => return Some(self.task.end(Status::TaskSetFull)),
+            Err(ClaimError::TooLarge) => return Some(self.task.check(Sense::INVALID_FIELD_IN_CDB)),
+        };
+        if !self.task.fits
+            && let Some(table) = self.task.table_wanted()
+        {
+            return self.claim_table(buffer, table.length);
+        }
+        self.task.buffer = Some(buffer);
+        let next = self.with_buffer();
+        self.trace(Point::Buffer);
+        Some(next)
+    }
+
+    #[inline(always)]
+    fn claim_data(&mut self, placement: Placement) -> Result<Buffer, ClaimError> {
         let task = &mut *self.task;
-        let claimed = match (placement, self.kit.host_cache.as_mut()) {
+        match (placement, self.kit.host_cache.as_mut()) {
             (Placement::HostDram, Some(cache)) => {
                 task.host_epoch = self.kit.host_epoch;
                 cache.claim(task.wanted_bytes, &mut self.nexus.host_share)
             }
             _ => self.kit.card_cache.claim(task.wanted_bytes, &mut self.nexus.card_share),
+        }
+    }
+
+    /// Takes card memory for a list of ranges beside the `data` buffer. Both or none: who held one while
+    /// it waits for the other could wait forever.
+    #[cold]
+    fn claim_table(&mut self, data: Buffer, bytes: u32) -> Option<Step> {
+        self.task.buffer = Some(data);
+        let claimed = self.kit.card_cache.claim(bytes, &mut self.nexus.card_share);
+        match claimed {
+            Ok(table) => {
+                self.task.table = Some(table);
+                self.trace(Point::Buffer);
+                Some(Step::Enter(State::NeedReadRoom))
+            }
+            Err(ClaimError::Exhausted) => {
+                self.release_buffers();
+                None
+            }
+            Err(_) => {
+                self.release_buffers();
+                Some(self.task.end(Status::TaskSetFull))
+            }
+        }
+    }
+
+    /// The list of ranges was fetched: the data can move. A list that contradicts itself is refused.
+    #[cold]
+    pub(crate) fn read_table(&mut self) -> Step {
+        let task = &mut *self.task;
+        let (Some(wanted), Some(table)) = (task.table_wanted(), task.table.as_ref()) else {
+            return task.check(Sense::INTERNAL_TARGET_FAILURE);
         };
-        let buffer = match claimed {
-            Ok(buffer) => buffer,
-            Err(ClaimError::Exhausted) => return None,
-            Err(ClaimError::ShareExceeded) => return Some(task.end(Status::TaskSetFull)),
-            Err(ClaimError::TooLarge) => return Some(task.check(Sense::INVALID_FIELD_IN_CDB)),
-        };
-        task.buffer = Some(buffer);
-        let next = match (&task.work, task.direction) {
+        let list = self.kit.card_region.contents(table, wanted.length);
+        let used =
+            if task.direction == Direction::In { &mut task.data_in } else { &mut task.data_out };
+        match used.fetched(list) {
+            Ok(buffer) => *used = buffer,
+            Err(_) => return task.check(Sense::INVALID_INFORMATION_UNIT),
+        }
+        task.transfer_bytes = task.transfer_bytes.min(used.total_bytes());
+        if task.direction == Direction::Out && task.transfer_bytes < task.wanted_bytes {
+            // As with a buffer that is too small from the start.
+            return task.check(Sense::INVALID_INFORMATION_UNIT);
+        }
+        self.with_buffer()
+    }
+
+    /// What comes after the buffer, and the list of ranges where that had to be fetched.
+    #[inline(always)]
+    fn with_buffer(&mut self) -> Step {
+        match (&self.task.work, self.task.direction) {
             (Work::Parameter(_), _) => self.fill_parameter(),
             (_, Direction::Out) => Step::Enter(State::NeedReadRoom),
             _ => Step::Enter(State::NeedBackend),
-        };
-        self.trace(Point::Buffer);
-        Some(next)
+        }
     }
 
     /// Writes parameter data into the task's buffer, which is card memory.
@@ -466,6 +527,10 @@ impl<P: Platform> Focus<'_, P> {
             }
         }
         let task = &mut *self.task;
+        if task.table.is_some() {
+            self.release_table();
+        }
+        let task = &mut *self.task;
         if task.receive != NONE {
             self.kit.repost(std::mem::replace(&mut task.receive, NONE));
         }
@@ -489,6 +554,27 @@ impl<P: Platform> Focus<'_, P> {
             kit.wakes.push_back(Wake::Buffers);
         }
         After::Release
+    }
+
+    #[cold]
+    fn release_table(&mut self) {
+        if let Some(table) = self.task.table.take() {
+            self.kit.card_cache.release(table, &mut self.nexus.card_share, self.kit.now);
+        }
+    }
+
+    /// Gives back what was claimed of two buffers of which the second was not to be had.
+    fn release_buffers(&mut self) {
+        self.release_table();
+        match self.task.buffer.take() {
+            Some(buffer) if buffer.placement() == Placement::HostDram => {
+                self.release_host_buffer(buffer);
+            }
+            Some(buffer) => {
+                self.kit.card_cache.release(buffer, &mut self.nexus.card_share, self.kit.now);
+            }
+            None => {}
+        }
     }
 
     #[inline(never)]
@@ -565,7 +651,9 @@ fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Ste
     let offered_bytes = used.total_bytes();
     task.wanted_bytes = wanted_bytes;
     task.transfer_bytes = wanted_bytes.min(offered_bytes);
-    task.fits = wanted_bytes == offered_bytes && *unused == DataBuffer::None;
+    task.fits = wanted_bytes == offered_bytes
+        && *unused == DataBuffer::None
+        && !matches!(used, DataBuffer::External { .. });
     // A part of a block cannot be written: refuse the command whole, and say by the residual how
     // much is missing.
     if offered_bytes < wanted_bytes && direction == Direction::Out {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use lunar_backend::OperationData;
 use lunar_backend::ring::RingBackend;
-use lunar_dma::sgv::{Placement, SgvCache};
+use lunar_dma::sgv::{Buffer, Placement, SgvCache};
 use lunar_dma::slots::SlotId;
 use lunar_platform::{
     Hca, Nanoseconds, Platform, QpHandle, ReceiveRequest, Region, SendRequest, Sge, WorkRequestId,
@@ -175,6 +175,12 @@ impl<R: Region> ReceiveBuffers<R> {
 pub(crate) struct CardRegion<R>(pub(crate) R);
 
 impl<R: Region> CardRegion<R> {
+    /// What `buffer` holds in its first `bytes`.
+    pub(crate) fn contents(&self, buffer: &Buffer, bytes: u32) -> &[u8] {
+        let offset = usize::try_from(buffer.offset()).unwrap_or(usize::MAX);
+        self.0.bytes(offset, bytes as usize)
+    }
+
     /// `bytes` from `offset` of the arena.
     pub(crate) fn bytes_at(&mut self, offset: u64, bytes: u32) -> &mut [u8] {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -13,7 +13,7 @@ use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_srp::channel::ChannelEvent;
-use lunar_srp::descriptor::DataBuffer;
+use lunar_srp::descriptor::{DataBuffer, Descriptor};
 use lunar_srp::iu::{self, Request, Residual, Response};
 
 use crate::channel::{Channel, MANAGEMENT_RESERVE};
@@ -294,6 +294,9 @@ impl<P: Platform> Focus<'_, P> {
             State::Sending => self.over_here(),
             State::Fetching => {
                 self.trace(Point::ReadsDone);
+                if !self.task.fits && self.task.table_wanted().is_some() {
+                    return self.table_done();
+                }
                 self.enter(if self.task.cursor.bytes < self.task.transfer_bytes {
                     State::NeedReadRoom
                 } else {
@@ -303,6 +306,15 @@ impl<P: Platform> Focus<'_, P> {
             }
             _ => self.rare_batch_done(),
         }
+    }
+
+    /// The RDMA READ of a list of ranges is back.
+    #[cold]
+    fn table_done(&mut self) -> After {
+        if let Step::Enter(state) = self.read_table() {
+            self.enter(state);
+        }
+        self.advance()
     }
 
     #[inline(never)]
@@ -345,6 +357,11 @@ impl<P: Platform> Focus<'_, P> {
             channel.need_read.push(&mut kit.links, id.index);
             return Step::Wait;
         }
+        if !task.fits
+            && let Some(table) = task.table_wanted()
+        {
+            return self.fetch_table(table);
+        }
         let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
         let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
         kit.chain.clear();
@@ -363,6 +380,28 @@ impl<P: Platform> Focus<'_, P> {
         self.trace(Point::ReadsPosted { work_requests: count });
         if !self.kit.post_chain(self.channel) {
             return self.refused(count, count);
+        }
+        Step::Enter(State::Fetching)
+    }
+
+    /// In `NeedReadRoom`: the list of ranges lies in the initiator's memory and is read first.
+    #[cold]
+    fn fetch_table(&mut self, table: Descriptor) -> Step {
+        let Some(buffer) = self.task.table.as_ref() else { return Step::Over };
+        let remote = RemoteAddress { address: table.address, key: table.key };
+        self.kit.chain.clear();
+        self.kit.chain.push(SendRequest {
+            id: wr_id(Kind::Tail, self.id),
+            operation: SendOperation::RdmaRead(remote),
+            local: Sge { address: buffer.address(), length: table.length, key: buffer.key() },
+            signaled: true,
+        });
+        self.task.batch = Batch::Reads(1);
+        self.channel.read_room -= 1;
+        self.channel.data_room -= 1;
+        self.trace(Point::ReadsPosted { work_requests: 1 });
+        if !self.kit.post_chain(self.channel) {
+            return self.refused(1, 1);
         }
         Step::Enter(State::Fetching)
     }
@@ -682,10 +721,13 @@ fn chain_list<P: Platform>(
     id: WorkRequestId,
 ) -> u32 {
     let buffer = if direction == Direction::In { &task.data_in } else { &task.data_out };
-    let iu = kit.receive_region.iu(task.receive, task.iu_bytes);
+    let list = match task.table.as_ref() {
+        Some(table) => kit.card_region.contents(table, table.bytes()),
+        None => kit.receive_region.iu(task.receive, task.iu_bytes),
+    };
     let cursor = &mut task.cursor;
     let mut left = room.min(CHAIN_MAX as u32);
-    for descriptor in buffer.descriptors(iu).skip(cursor.descriptors as usize) {
+    for descriptor in buffer.descriptors(list).skip(cursor.descriptors as usize) {
         let rest = task.transfer_bytes - cursor.bytes;
         if rest == 0 || left == 0 {
             break;

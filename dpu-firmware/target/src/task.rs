@@ -31,7 +31,7 @@ use lunar_scsi::device_server::{BlockOperation, Parameter};
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::task_set::{TaskAttribute, TaskManagementFunction};
-use lunar_srp::descriptor::DataBuffer;
+use lunar_srp::descriptor::{DataBuffer, Descriptor};
 use lunar_srp::iu::{FIXED_CDB_BYTES, SolicitedNotification};
 
 use crate::fifo::NONE;
@@ -151,7 +151,8 @@ pub(crate) struct Task {
     pub direction: Direction,
     /// Which statistics it counts in.
     pub kind: OperationKind,
-    /// What a block operation moves is exactly what the initiator offered: no residual.
+    /// What a block operation moves is exactly what the initiator offered, at ranges that are known: no
+    /// residual, and no list to fetch.
     pub fits: bool,
     /// Marked by an abort, a reset or the end of the channel: it answers nothing any more.
     pub silent: bool,
@@ -181,6 +182,8 @@ pub(crate) struct Task {
     pub data_in: DataBuffer,
     pub data_out: DataBuffer,
     pub buffer: Option<Buffer>,
+    /// Card memory for the list of ranges that had to be fetched from the initiator.
+    pub table: Option<Buffer>,
     /// Which list of [`Kit::need_buffer`](crate::kit::Kit::need_buffer) it waits in.
     pub buffer_list: usize,
     /// Which life of the host arena a host buffer is from.
@@ -246,6 +249,7 @@ impl Task {
             data_in: DataBuffer::None,
             data_out: DataBuffer::None,
             buffer: None,
+            table: None,
             buffer_list: 0,
             host_epoch: 0,
             wanted_bytes: 0,
@@ -292,6 +296,7 @@ impl Task {
             data_in,
             data_out,
             buffer,
+            table,
             buffer_list,
             host_epoch,
             wanted_bytes,
@@ -320,6 +325,7 @@ impl Task {
         *data_in = DataBuffer::None;
         *data_out = DataBuffer::None;
         *buffer = None;
+        *table = None;
         (*host_epoch, *wanted_bytes, *transfer_bytes) = (0, 0, 0);
         *cursor = Cursor::default();
         *batch = Batch::None;
@@ -351,6 +357,20 @@ impl Task {
         match (self.direction, &self.data_out) {
             (Direction::Out, DataBuffer::Immediate { .. }) => State::NeedBackend,
             _ => State::NeedBuffer,
+        }
+    }
+
+    /// The list of ranges that has to be fetched from the initiator before data can move: place in the
+    /// initiator's memory, and length.
+    pub(crate) fn table_wanted(&self) -> Option<Descriptor> {
+        let used = match self.direction {
+            Direction::None => return None,
+            Direction::In => &self.data_in,
+            Direction::Out => &self.data_out,
+        };
+        match used {
+            DataBuffer::External { table, .. } => Some(*table),
+            _ => None,
         }
     }
 

@@ -97,6 +97,8 @@ fn sbc_reads_and_writes_move_with_every_shape_of_descriptor_and_residuals_are_to
             Shape::Indirect { pieces: 3 },
             Shape::Indirect { pieces: 40 },
             Shape::Indirect { pieces: 100 },
+            Shape::External { pieces: 3, inline: 0 },
+            Shape::External { pieces: 200, inline: 12 },
         ] {
             for (cdb, data) in [
                 (read10(Transfer::new(0, 256)), Data::In { offset: 0, bytes: 131_072 }),

@@ -448,6 +448,17 @@ pub enum BufferLayout<'a> {
         /// The list.
         pieces: &'a [Descriptor],
     },
+    /// A list of which the IU inlines only the first `inline` ranges: the target fetches it.
+    External {
+        /// Where the whole list lies in the initiator's memory.
+        table_address: u64,
+        /// The rkey of that memory.
+        table_key: u32,
+        /// The list.
+        pieces: &'a [Descriptor],
+        /// Ranges in the IU.
+        inline: u8,
+    },
     /// Data-out in the IU itself (SRP-2).
     Immediate {
         /// Where it begins, in bytes from the IU's first byte: what the login said.
@@ -462,7 +473,7 @@ impl BufferLayout<'_> {
         match self {
             Self::None => wire::format::NONE,
             Self::Direct(_) => wire::format::DIRECT,
-            Self::Indirect { .. } => wire::format::INDIRECT,
+            Self::Indirect { .. } | Self::External { .. } => wire::format::INDIRECT,
             Self::Immediate { .. } => wire::format::IMMEDIATE,
         }
     }
@@ -472,6 +483,7 @@ impl BufferLayout<'_> {
         match self {
             Self::None | Self::Direct(_) | Self::Immediate { .. } => Some(0),
             Self::Indirect { pieces, .. } => u8::try_from(pieces.len()).ok(),
+            Self::External { inline, .. } => Some(*inline),
         }
     }
 
@@ -481,21 +493,11 @@ impl BufferLayout<'_> {
             Self::None => Some(()),
             Self::Direct(descriptor) => put(out, at, descriptor.to_wire().as_bytes()),
             Self::Indirect { table_address, table_key, pieces } => {
-                let mut total_bytes = 0_u32;
-                for piece in *pieces {
-                    total_bytes = total_bytes.checked_add(piece.length)?;
-                }
-                let table = Descriptor {
-                    address: *table_address,
-                    key: *table_key,
-                    length: u32::try_from(pieces.len().checked_mul(DESCRIPTOR_BYTES)?).ok()?,
-                };
-                let head = wire::IndirectDescriptor {
-                    table: table.to_wire(),
-                    total_bytes: total_bytes.into(),
-                };
-                put(out, at, head.as_bytes())?;
-                pieces.iter().try_for_each(|piece| put(out, at, piece.to_wire().as_bytes()))
+                put_list(*table_address, *table_key, pieces, pieces, out, at)
+            }
+            Self::External { table_address, table_key, pieces, inline } => {
+                let inlined = pieces.get(..usize::from(*inline))?;
+                put_list(*table_address, *table_key, pieces, inlined, out, at)
             }
             Self::Immediate { data, .. } => {
                 let length = u32::try_from(data.len()).ok()?.into();
@@ -513,6 +515,29 @@ impl BufferLayout<'_> {
         *at = end;
         put(out, at, data)
     }
+}
+
+/// Appends an indirect descriptor of `pieces` with those that are `inlined`.
+fn put_list(
+    table_address: u64,
+    table_key: u32,
+    pieces: &[Descriptor],
+    inlined: &[Descriptor],
+    out: &mut [u8],
+    at: &mut usize,
+) -> Option<()> {
+    let mut total_bytes = 0_u32;
+    for piece in pieces {
+        total_bytes = total_bytes.checked_add(piece.length)?;
+    }
+    let table = Descriptor {
+        address: table_address,
+        key: table_key,
+        length: u32::try_from(pieces.len().checked_mul(DESCRIPTOR_BYTES)?).ok()?,
+    };
+    let head = wire::IndirectDescriptor { table: table.to_wire(), total_bytes: total_bytes.into() };
+    put(out, at, head.as_bytes())?;
+    inlined.iter().try_for_each(|piece| put(out, at, piece.to_wire().as_bytes()))
 }
 
 /// What an initiator wants to send as an SRP_CMD.
