@@ -113,6 +113,22 @@ impl DataBuffer {
         }
     }
 
+    /// [`Self::total_bytes`], and whether the ranges are known: not those of an external list, before it
+    /// was fetched.
+    #[inline]
+    #[must_use]
+    pub fn offer(&self) -> (u32, bool) {
+        match self {
+            Self::Direct(descriptor) => (descriptor.length, true),
+            other => other.rare_offer(),
+        }
+    }
+
+    #[inline(never)]
+    fn rare_offer(&self) -> (u32, bool) {
+        (self.listed_bytes(), !matches!(self, Self::External { .. }))
+    }
+
     #[inline(never)]
     fn listed_bytes(&self) -> u32 {
         match *self {

@@ -219,7 +219,10 @@ impl<P: Platform> Focus<'_, P> {
                 // how much it can be.
                 task.wanted_bytes = out_bytes.max(in_bytes);
                 task.transfer_bytes = task.wanted_bytes;
-                Step::Enter(task.first_need())
+                Step::Enter(match task.direction {
+                    Direction::Out => task.need_of_data_out(),
+                    _ => State::NeedBuffer,
+                })
             }
         }
     }
@@ -527,10 +530,6 @@ impl<P: Platform> Focus<'_, P> {
             }
         }
         let task = &mut *self.task;
-        if task.table.is_some() {
-            self.release_table();
-        }
-        let task = &mut *self.task;
         if task.receive != NONE {
             self.kit.repost(std::mem::replace(&mut task.receive, NONE));
         }
@@ -556,8 +555,9 @@ impl<P: Platform> Focus<'_, P> {
         After::Release
     }
 
+    /// Gives the memory of a list of ranges back, which nothing needs once the response is made.
     #[cold]
-    fn release_table(&mut self) {
+    pub(crate) fn release_table(&mut self) {
         if let Some(table) = self.task.table.take() {
             self.kit.card_cache.release(table, &mut self.nexus.card_share, self.kit.now);
         }
@@ -602,6 +602,7 @@ impl<P: Platform> Focus<'_, P> {
     /// use: an SRP_CRED_REQ went out in it.
     #[cold]
     fn end_unanswered(&mut self) -> bool {
+        self.release_table();
         self.leave_task_set();
         if !std::mem::take(&mut self.task.silent) {
             return false;
@@ -635,31 +636,31 @@ impl<P: Platform> Focus<'_, P> {
 #[inline(always)]
 fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Step {
     task.work = Work::Block(operation);
-    let (direction, kind, blocks, used, unused) = match operation {
+    let (direction, kind, blocks, used, unused, need) = match operation {
         BlockOperation::Flush { .. } => return Step::Enter(State::NeedBackend),
         BlockOperation::Read { blocks, .. } => {
-            (Direction::In, OperationKind::Read, blocks, &task.data_in, &task.data_out)
+            let (used, unused) = (&task.data_in, &task.data_out);
+            (Direction::In, OperationKind::Read, blocks, used, unused, State::NeedBuffer)
         }
         BlockOperation::Write { blocks, .. } => {
-            (Direction::Out, OperationKind::Write, blocks, &task.data_out, &task.data_in)
+            let (used, unused) = (&task.data_out, &task.data_in);
+            (Direction::Out, OperationKind::Write, blocks, used, unused, task.need_of_data_out())
         }
     };
     (task.direction, task.kind) = (direction, kind);
     let Ok(wanted_bytes) = u32::try_from(u64::from(blocks) << shift) else {
         return task.check(Sense::INVALID_FIELD_IN_CDB);
     };
-    let offered_bytes = used.total_bytes();
+    let (offered_bytes, known) = used.offer();
     task.wanted_bytes = wanted_bytes;
     task.transfer_bytes = wanted_bytes.min(offered_bytes);
-    task.fits = wanted_bytes == offered_bytes
-        && *unused == DataBuffer::None
-        && !matches!(used, DataBuffer::External { .. });
+    task.fits = known && wanted_bytes == offered_bytes && *unused == DataBuffer::None;
     // A part of a block cannot be written: refuse the command whole, and say by the residual how
     // much is missing.
     if offered_bytes < wanted_bytes && direction == Direction::Out {
         return task.check(Sense::INVALID_INFORMATION_UNIT);
     }
-    Step::Enter(task.first_need())
+    Step::Enter(need)
 }
 
 /// The one place where ring outcomes become the device server's.

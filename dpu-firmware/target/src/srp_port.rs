@@ -498,6 +498,7 @@ impl<P: Platform> Focus<'_, P> {
     /// Encodes a response with residuals, sense or response data.
     #[inline(never)]
     fn encode_rare(&mut self, request_limit_delta: i32, solicited: bool) -> Option<u32> {
+        self.release_table();
         let task = &*self.task;
         let mut encoded = [0; iu::SENSE_BYTES_MAX];
         let sense = match (task.status, task.sense.as_ref()) {

@@ -296,7 +296,8 @@ impl Task {
             data_in,
             data_out,
             buffer,
-            table,
+            // Given back by whoever answered or ended the task before.
+            table: _,
             buffer_list,
             host_epoch,
             wanted_bytes,
@@ -325,7 +326,6 @@ impl Task {
         *data_in = DataBuffer::None;
         *data_out = DataBuffer::None;
         *buffer = None;
-        *table = None;
         (*host_epoch, *wanted_bytes, *transfer_bytes) = (0, 0, 0);
         *cursor = Cursor::default();
         *batch = Batch::None;
@@ -350,12 +350,12 @@ impl Task {
             && self.buffer.as_ref().is_some_and(|buffer| buffer.placement() == Placement::HostDram)
     }
 
-    /// What a command that moves data waits for first. Immediate data is there already, and stays in the
+    /// What a command with data-out waits for first. Immediate data is there already, and stays in the
     /// receive buffer until the backend is done with it.
     #[inline]
-    pub(crate) fn first_need(&self) -> State {
-        match (self.direction, &self.data_out) {
-            (Direction::Out, DataBuffer::Immediate { .. }) => State::NeedBackend,
+    pub(crate) fn need_of_data_out(&self) -> State {
+        match self.data_out {
+            DataBuffer::Immediate { .. } => State::NeedBackend,
             _ => State::NeedBuffer,
         }
     }
