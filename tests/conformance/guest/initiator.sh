@@ -135,10 +135,11 @@ same_resources() {
 	report CHECK "the RDMA device has what it had: $1"
 }
 
-# same_memory BEFORE: the target, where it can tell, has not grown.
+# same_memory BEFORE: the target, where it can tell, has not grown beyond what it may keep to tell of the
+# past: Lunar's agent takes 2 MiB for that within 200 logins, and no more within 500.
 same_memory() {
 	[ -n "$1" ] || return 0
 	grown=$(($(target_memory) - $1))
 	measure target_memory_growth $grown KiB
-	check "the target's memory has not grown by a MiB" [ $grown -lt 1024 ]
+	check "the target's memory has not grown by 4 MiB" [ $grown -lt 4096 ]
 }

@@ -89,7 +89,7 @@ impl Run {
 
     /// Puts Lunar's programs into the guest.
     pub fn add_lunar(&self) -> Result<()> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+        let workspace = self.guest.ancestors().nth(3);
         lunar::add(workspace.context("this crate has no workspace")?, &target_folder()?, &self.out)
     }
 

@@ -8,18 +8,17 @@ target_start
 login
 disk
 file_system
-load 40 --bs=1m --size=32m --iodepth=8
+load 28 --bs=1m --size=32m --iodepth=8
 for round in 1 2 3; do
 	check "reset of the device" sg_reset --device "$generic"
 	sleep 1
 done
-for round in 1 2; do
-	still_loaded
-	target_disable
-	sleep 1
-	target_enable
-	sleep 13
-done
+still_loaded
+target_disable
+sleep 1
+target_enable
+sleep 13
+still_loaded
 load_is_over
 file_system_is_clean
 logout

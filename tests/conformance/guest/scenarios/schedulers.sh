@@ -7,7 +7,8 @@
 target_start
 login
 disk
-modprobe -a bfq kyber-iosched mq-deadline
+# mq-deadline is built in.
+modprobe -a bfq kyber-iosched
 for scheduler in none mq-deadline kyber bfq; do
 	queue=/sys/block/${disk#/dev/}/queue/scheduler
 	check "the scheduler is $scheduler" sh -c "echo $scheduler >$queue"

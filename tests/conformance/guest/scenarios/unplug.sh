@@ -1,6 +1,6 @@
 #: the RDMA device is taken away under load and comes back: nobody hangs, a new login works
 #: targets lio lunar
-#: limit 300
+#: limit 90
 # What blktests' srp/016 looks at.
 . /guest/initiator.sh
 
