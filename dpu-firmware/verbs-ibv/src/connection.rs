@@ -202,6 +202,21 @@ impl CmId {
         }
     }
 
+    /// Waits for acknowledgements 4.096 us times two to the power of `code` (IBTA 9.7.6.1.3), and not as
+    /// long as the connection manager thinks. To be set before connecting; an old kernel ignores it.
+    pub(crate) fn set_ack_timeout(&self, mut code: u8) {
+        // SAFETY: the id is alive and the option valid for the call.
+        let _ = unsafe {
+            (self.library.rdma_set_option)(
+                self.id,
+                sys::RDMA_OPTION_ID as i32,
+                sys::RDMA_OPTION_ID_ACK_TIMEOUT as i32,
+                (&raw mut code).cast(),
+                size_of::<u8>(),
+            )
+        };
+    }
+
     /// Starts finding the device that leads to `address`.
     pub(crate) fn resolve_address(
         &self,

@@ -556,8 +556,7 @@ impl QueuePair {
         empties >= awaited
     }
 
-    /// Gives the device what waits, at most [`DOORBELL_MAX`] with one doorbell. Whether it took all
-    /// of it.
+    /// Gives the device what waits, at most [`DOORBELL_MAX`] with one doorbell.
     #[inline]
     fn ring(
         &mut self,

@@ -281,7 +281,7 @@ impl HostMemory {
     /// Takes connections and passes hints until it is asked to stop. Blocks.
     ///
     /// # Errors
-    /// When waiting fails.
+    /// When waiting fails or the device was removed; nothing of it can be used then.
     pub fn serve(&mut self) -> io::Result<()> {
         while self.serve_until(None)? {}
         Ok(())
@@ -290,7 +290,7 @@ impl HostMemory {
     /// Does what there is to do now, without waiting. `false` once the end was asked for.
     ///
     /// # Errors
-    /// When looking at the descriptors fails.
+    /// As [`Self::serve`].
     pub fn serve_once(&mut self) -> io::Result<bool> {
         self.serve_until(Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))
     }
@@ -311,6 +311,9 @@ impl HostMemory {
                 COMPLETION_TOKEN => self.take_completions(),
                 CHANNEL_TOKEN => {
                     while let Some(event) = self.channel.next() {
+                        if event.kind == sys::RDMA_CM_EVENT_DEVICE_REMOVAL {
+                            return Err(io::Error::other("the RDMA device was removed"));
+                        }
                         self.on_cm(event);
                     }
                 }
@@ -333,7 +336,6 @@ impl HostMemory {
                 | sys::RDMA_CM_EVENT_REJECTED
                 | sys::RDMA_CM_EVENT_UNREACHABLE
                 | sys::RDMA_CM_EVENT_CONNECT_ERROR
-                | sys::RDMA_CM_EVENT_DEVICE_REMOVAL
         );
         let owner = self.groups.iter_mut().enumerate().find(|(_, group)| {
             group.connection.as_ref().is_some_and(|connection| connection.id.raw() == event.id)

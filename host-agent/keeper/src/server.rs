@@ -204,8 +204,12 @@ impl Keeper {
         let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         drop(waits);
         #[cfg(feature = "ibverbs")]
-        if let Some(rdma) = &mut self.rdma {
-            rdma.serve().context("the export over RDMA")?;
+        if let Some(rdma) = &mut self.rdma
+            && let Err(error) = rdma.serve()
+        {
+            // The memory stays, for an agent that ends what is under way.
+            tracing::error!(%error, "the export over RDMA ended; start lunar-arena and lunar-agent again to export anew");
+            self.rdma = None;
         }
         if ready[0] {
             return Ok(Some("a signal asked for it"));

@@ -12,6 +12,38 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("ci-emulator/pcie/src/segment.rs", "memory mapped into several processes has no owner"),
     ("handlers/src/memory.rs", "an arena is mapped memory that the card writes to as well"),
     ("tests/scenario/src/bin/figures/allocations.rs", "an allocator cannot be wrapped without it"),
+    (
+        "dpu-firmware/verbs-ibv/sys/src/library.rs",
+        "functions of libraries that are opened at run time",
+    ),
+    (
+        "dpu-firmware/verbs-ibv/sys/src/verbs.rs",
+        "what verbs.h inlines are calls through pointers of C structures",
+    ),
+    ("dpu-firmware/verbs-ibv/src/address.rs", "sockaddr_storage is a union in all but name"),
+    ("dpu-firmware/verbs-ibv/src/completion_queue.rs", "libibverbs is C"),
+    ("dpu-firmware/verbs-ibv/src/connection.rs", "librdmacm is C"),
+    ("dpu-firmware/verbs-ibv/src/device.rs", "libibverbs is C"),
+    (
+        "dpu-firmware/verbs-ibv/src/group.rs",
+        "work requests are chained C structures, and the device writes to buffers after posting",
+    ),
+    (
+        "dpu-firmware/verbs-ibv/src/host_link.rs",
+        "work requests are C structures, and the device writes to buffers after posting",
+    ),
+    (
+        "dpu-firmware/verbs-ibv/src/host_memory.rs",
+        "memory is mapped and registered for a peer to write",
+    ),
+    (
+        "dpu-firmware/verbs-ibv/src/memory.rs",
+        "memory is mapped and registered for the device to write",
+    ),
+    (
+        "dpu-firmware/verbs-ibv/examples/selftest/initiator.rs",
+        "an initiator that is independent of the provider speaks to C itself",
+    ),
     ("handlers/src/uring.rs", "the kernel reads and writes buffers after the call has returned"),
 ];
 

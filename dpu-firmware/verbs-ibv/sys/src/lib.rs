@@ -8,7 +8,6 @@
 //! versions IBVERBS_1.1 and RDMACM_1.0), and neither building nor starting a program then needs
 //! clang, headers or the libraries. `tests/layout.rs` has the C compiler compare every structure and
 //! constant with the installed headers.
-#![allow(unsafe_code)] // dlopen, and the calls through function pointers that verbs.h inlines
 #![allow(non_camel_case_types)] // the names are C's
 
 mod library;

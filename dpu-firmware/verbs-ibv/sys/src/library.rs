@@ -1,4 +1,5 @@
 //! The two libraries, opened at the first use of RDMA and kept.
+#![allow(unsafe_code)] // dlopen, and functions whose signatures only the headers know
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;

@@ -146,4 +146,6 @@ constants! {
     RDMA_OPTION_ID = 0;
     /// An address may be bound while old connections of it are in timewait.
     RDMA_OPTION_ID_REUSEADDR = 1;
+    /// How long to wait for an acknowledgement: 4.096 us times two to the power of the value.
+    RDMA_OPTION_ID_ACK_TIMEOUT = 3;
 }

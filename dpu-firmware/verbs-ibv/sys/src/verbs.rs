@@ -2,6 +2,7 @@
 //!
 //! Only what is used is declared. Structures that the libraries allocate and we read through a
 //! pointer end at the last field we need; those that we allocate are complete.
+#![allow(unsafe_code)] // calls through function pointers, which verbs.h inlines
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 

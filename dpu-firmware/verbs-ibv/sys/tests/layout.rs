@@ -1,6 +1,5 @@
 //! Compares our declarations with the installed headers, by the C compiler. Without headers or
 //! compiler there is nothing to compare with, which the test says.
-#![allow(unsafe_code)] // none; `offset_of!` of C structures only
 
 use std::fmt::Write as _;
 use std::mem::offset_of;
