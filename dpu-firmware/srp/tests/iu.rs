@@ -360,11 +360,12 @@ fn empty_pieces_are_left_out() {
 fn refusals_say_in_words_what_contradicts_what() {
     let list = pieces(3);
     let mut iu = encode(&read_layout(indirect(&list)));
-    iu[7] = 1;
+    // 4096 descriptors, which is beyond what is fetched.
+    iu[60..64].copy_from_slice(&[0, 1, 0, 0]);
     assert_eq!(
         iu::parse(&iu).unwrap_err().to_string(),
-        "command with tag 0x102030405060708: data-in buffer: 1 of 3 descriptors inlined; fetching \
-         the rest from the initiator is not supported: raise cmd_sg_entries at the initiator"
+        "command with tag 0x102030405060708: data-in buffer: indirect table of 4096 descriptors in \
+         the initiator's memory; at most 2048 are fetched: lower sg_tablesize at the initiator"
     );
 }
 
