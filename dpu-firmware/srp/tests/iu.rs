@@ -481,16 +481,64 @@ prop_compose! {
 
 /// Touches everything a parsed request says, as the target does.
 fn use_request(iu: &[u8]) {
-    if let Ok(Request::Command(command)) = iu::parse(iu) {
+    for immediate_offset in [None, Some(0), Some(68), Some(200)] {
+        let parsed = iu::parse_granted(iu, immediate_offset);
+        agree(iu, immediate_offset, &parsed);
+        let Ok(Request::Command(command)) = parsed else { continue };
         for buffer in [command.data_out, command.data_in] {
-            let sum: u64 = buffer.descriptors(iu).map(|piece| u64::from(piece.length)).sum();
-            assert_eq!(sum, u64::from(buffer.total_bytes()));
-            for piece in buffer.descriptors(iu) {
-                assert!(piece.address.checked_add(piece.length.into()).is_some());
-            }
-            // Read against other bytes: wrong, but harmless.
-            let _ = buffer.descriptors(&iu[..iu.len() / 2]).count();
+            use_buffer(buffer, iu, immediate_offset);
         }
+    }
+}
+
+/// The data path's reader says what the parser says.
+fn agree(iu: &[u8], immediate_offset: Option<u16>, parsed: &Result<Request<'_>, IuError>) {
+    let (mut data_out, mut data_in) = (DataBuffer::None, DataBuffer::None);
+    let head = iu::command_head(iu);
+    let sound = head.map(|head| head.read_buffers(immediate_offset, &mut data_out, &mut data_in));
+    match (parsed, head) {
+        (Ok(Request::Command(command)), Some(head)) => {
+            assert_eq!((sound, data_out, data_in), (Some(true), command.data_out, command.data_in));
+            assert_eq!((head.tag(), head.lun()), (command.tag, command.lun));
+            assert_eq!(usize::from(head.cdb_bytes()), command.cdb.len());
+            assert_eq!(head.cdb(), command.cdb[..16]);
+        }
+        (Err(IuError::Command { tag, .. }), Some(head)) => {
+            assert_eq!((sound, head.tag()), (Some(false), *tag));
+        }
+        (_, head) => assert!(head.is_none(), "only commands have a head"),
+    }
+}
+
+fn use_buffer(buffer: DataBuffer, iu: &[u8], immediate_offset: Option<u16>) {
+    match buffer {
+        DataBuffer::Immediate { offset, length } => {
+            assert_eq!(Some(offset), immediate_offset);
+            assert!(usize::from(offset) + length as usize <= iu.len(), "inside the IU");
+            return;
+        }
+        DataBuffer::External { table, .. } => {
+            assert!(table.address.checked_add(table.length.into()).is_some());
+            // Whatever comes back when it is fetched.
+            let list: Vec<u8> = iu.iter().copied().cycle().take(table.length as usize).collect();
+            if let Ok(fetched) = buffer.fetched(&list) {
+                use_ranges(fetched, &list);
+            }
+            assert!(buffer.fetched(&list[1..]).is_err(), "a list that is too short");
+            return;
+        }
+        DataBuffer::None | DataBuffer::Direct(_) | DataBuffer::Indirect { .. } => {}
+    }
+    use_ranges(buffer, iu);
+    // Read against other bytes: wrong, but harmless.
+    let _ = buffer.descriptors(&iu[..iu.len() / 2]).count();
+}
+
+fn use_ranges(buffer: DataBuffer, list: &[u8]) {
+    let sum: u64 = buffer.descriptors(list).map(|piece| u64::from(piece.length)).sum();
+    assert_eq!(sum, u64::from(buffer.total_bytes()));
+    for piece in buffer.descriptors(list) {
+        assert!(piece.address.checked_add(piece.length.into()).is_some());
     }
 }
 
