@@ -34,7 +34,8 @@ busy_ticks() {
 	busy=$((user + nice + system + irq + softirq))
 }
 
-# own_ticks: what Lunar's processes used, into $own. The kernel's part of a soft RoCE transfer is not in it.
+# own_ticks: what Lunar's processes used, into $own: what soft RoCE does in their system calls is in it, what
+# it does in interrupts and in the kernel's own threads is not.
 own_ticks() {
 	own=0
 	for pid in /run/lunar/*.pid; do
@@ -80,9 +81,7 @@ job() {
 		at = $6 > 0 ? 6 : 47
 		print $(at + 1), $(at + 2)
 		for (i = at; i < at + 41; i++) {
-			split($i, of, "%=")
-			if (of[1] + 0 == 50) print of[2]
-			if (of[1] + 0 == 99) print of[2]
+			if (sub(/^(50|99)\.0+%=/, "", $i)) print $i
 		}
 	}' /run/fio | {
 		read -r bandwidth rate
