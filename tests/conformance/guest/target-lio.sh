@@ -2,9 +2,10 @@
 # the proof that a scenario that Lunar fails can be passed.
 #
 # What every target offers: target_start, target_stop; target_disable and target_enable of its port;
-# target_add_lun N, target_remove_lun N; target_device_is_back after the RDMA device was away;
-# target_memory in KiB, if it can tell; target_logins, how often the loop of logins goes round; target_leaves, what of
-# the RDMA device no session may keep; id_ext, ioc_guid and service (ADDRESS:PORT) for the initiator. Its LUN 0 is a disk of target_size bytes.
+# target_add_lun N, target_remove_lun N; target_add_null N, a LUN that forgets what is written to it;
+# target_device_is_back after the RDMA device was away; target_memory in KiB, if it can tell; target_logins,
+# how often the loop of logins goes round; target_leaves, what of the RDMA device no session may keep;
+# id_ext, ioc_guid and service (ADDRESS:PORT) for the initiator. Its LUN 0 is a disk of target_size bytes.
 
 core=/sys/kernel/config/target/core/rd_mcp_0
 fabric=/sys/kernel/config/target/srpt
@@ -33,8 +34,17 @@ target_start() {
 target_add_lun() {
 	size=$target_size
 	[ "$1" = 0 ] || size=$((4 << 20))
+	ram_disk "$1" "rd_pages=$((size / 4096))"
+}
+
+target_add_null() {
+	ram_disk "$1" "rd_pages=$((target_size / 4096)),rd_nullio=1"
+}
+
+# ram_disk LUN PARAMETERS
+ram_disk() {
 	mkdir -p $core/disk$1 || fail "LIO has no ram disk"
-	echo "rd_pages=$((size / 4096))" >$core/disk$1/control
+	echo "$2" >$core/disk$1/control
 	echo 1 >$core/disk$1/enable || fail "the ram disk cannot be enabled"
 	mkdir $group/lun/lun_$1
 	ln -s $core/disk$1 $group/lun/lun_$1/disk || fail "LUN $1 cannot be added"

@@ -14,6 +14,7 @@ run=/run/lunar
 image=/tmp/lunar
 enabled=1
 luns=
+nulls=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -34,7 +35,7 @@ target_image() {
 	truncate -s "$2" $image/disk$1
 }
 
-# Writes scst.conf from $enabled and $luns.
+# Writes scst.conf from $enabled, $luns and $nulls.
 configuration() {
 	{
 		echo 'HANDLER vdisk_fileio {'
@@ -44,9 +45,17 @@ configuration() {
 			echo '	}'
 		done
 		echo '}'
+		echo 'HANDLER vdisk_nullio {'
+		for lun in $nulls; do
+			echo "	DEVICE disk$lun {"
+			echo "		size_mb $((target_size >> 20))"
+			echo '		lunar_backend card'
+			echo '	}'
+		done
+		echo '}'
 		echo 'TARGET_DRIVER ib_srpt {'
 		echo "	TARGET $target_name {"
-		for lun in $luns; do
+		for lun in $luns $nulls; do
 			echo "		LUN $lun disk$lun"
 		done
 		echo "		enabled $enabled"
@@ -131,6 +140,11 @@ target_disable() {
 
 target_add_lun() {
 	target_image "$1" $((4 << 20))
+	reconfigured
+}
+
+target_add_null() {
+	nulls="$nulls $1"
 	reconfigured
 }
 

@@ -9,18 +9,22 @@ mod elf;
 mod image;
 mod lunar;
 mod machine;
+mod measure;
 mod modules;
 mod packages;
 mod run;
 mod scenarios;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
+use crate::measure::Figures;
 use crate::run::Run;
+use crate::scenarios::Scenario;
 
 /// Boots the guest and runs scenarios in it.
 ///
@@ -50,9 +54,16 @@ struct Arguments {
     /// Show what the console prints.
     #[arg(long)]
     verbose: bool,
-    /// Print the results as one JSON object at the end.
-    #[arg(long)]
-    json: bool,
+    /// Measure Lunar against Linux's own target, turn by turn in one guest, and print the figures.
+    #[arg(long, conflicts_with_all = ["names", "shell", "run", "list"])]
+    measure: bool,
+    /// How many turns each target has with --measure.
+    #[arg(long, value_name = "COUNT", default_value_t = 5, requires = "measure")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Write the results as one JSON object to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Fetch what the guest is made of, build what runs in it, and boot nothing. Exit code 77 says that
     /// the guest cannot be had.
     #[arg(long)]
@@ -70,6 +81,11 @@ fn this_crate() -> PathBuf {
     let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let is_this = |folder: &PathBuf| folder.join("guest/scenarios").is_dir();
     said.filter(is_this).unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
+}
+
+fn write_json(file: Option<&Path>, results: &serde_json::Value) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    fs::write(file, format!("{results:#}\n")).with_context(|| file.display().to_string())
 }
 
 /// The exit code that says: not run, for want of something.
@@ -90,7 +106,8 @@ fn main() -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let wants_all = arguments.names.is_empty() && !arguments.shell && arguments.run.is_none();
+    let asks_else = arguments.shell || arguments.measure || arguments.run.is_some();
+    let wants_all = arguments.names.is_empty() && !asks_else;
     let chosen = if wants_all || !arguments.names.is_empty() {
         scenarios::named(&all, &arguments.names)?
     } else {
@@ -104,8 +121,8 @@ fn main() -> Result<ExitCode> {
         }
     };
     run.share = arguments.share.map(std::path::absolute).transpose()?;
-    if arguments.lunar || chosen.iter().any(|scenario| scenario.target.as_deref() == Some("lunar"))
-    {
+    let needs_lunar = |scenario: &Scenario| scenario.target.as_deref() == Some("lunar");
+    if arguments.lunar || arguments.measure || chosen.iter().any(needs_lunar) {
         run.add_lunar()?;
     }
     if arguments.prepare {
@@ -114,6 +131,14 @@ fn main() -> Result<ExitCode> {
     }
     run.shown = arguments.verbose;
     run.memory = arguments.memory;
+    if arguments.measure {
+        let mut figures = Figures::default();
+        let measured = run.measure(arguments.runs, &mut figures);
+        // What was measured before something failed was measured.
+        print!("{}", figures.tables());
+        write_json(arguments.json.as_deref(), &figures.json())?;
+        return measured.map(|()| ExitCode::SUCCESS);
+    }
     if let Some(command) = arguments.run {
         return Ok(ExitCode::from(run.command(&command)?));
     }
@@ -122,9 +147,7 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let results = run.scenarios(&chosen)?;
-    if arguments.json {
-        println!("{}", run::json(&results));
-    }
+    write_json(arguments.json.as_deref(), &run::json(&results))?;
     let has_failed = results.iter().any(|result| result.outcome.is_failure());
     Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

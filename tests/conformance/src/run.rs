@@ -12,6 +12,7 @@ use crate::discontiguous;
 use crate::image::{self, Image};
 use crate::lunar;
 use crate::machine::{Machine, Report, Wanted};
+use crate::measure::Figures;
 use crate::packages::{self, Packages};
 use crate::scenarios::Scenario;
 
@@ -19,6 +20,8 @@ use crate::scenarios::Scenario;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long powering off may take.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long the guest may be silent while it measures: a login and a filled disk take a tenth of that.
+const SILENCE_LIMIT: Duration = Duration::from_secs(180);
 /// How much of the console is shown when something fails.
 const LAST_LINES: usize = 60;
 
@@ -113,6 +116,26 @@ impl Run {
                 Err(error) => {
                     return Err(error.context(format!("log: {}", machine.console.display())));
                 }
+            }
+        }
+    }
+
+    /// Runs guest/measure.sh with so many turns for each target, and takes down what it measures.
+    pub fn measure(&self, turns: u32, figures: &mut Figures) -> Result<()> {
+        let script = format!("rounds={turns}\n. /guest/lib.sh\n. /guest/measure.sh\n");
+        fs::write(self.out.join("command"), script)?;
+        let mut machine = self.booted(&self.wanted("command", false, self.shown))?;
+        let why = |machine: &Machine| format!("it stopped:\n{}", machine.last_words(LAST_LINES));
+        loop {
+            match machine.report(Instant::now() + SILENCE_LIMIT).with_context(|| why(&machine))? {
+                Some(Report::Measured(line)) => {
+                    println!("{line}");
+                    figures.add(&line)?;
+                }
+                Some(Report::Ran(0)) => return machine.end(END_LIMIT),
+                Some(Report::Ran(_)) => bail!(why(&machine)),
+                Some(_) => {}
+                None => bail!("{} s without a word; {}", SILENCE_LIMIT.as_secs(), why(&machine)),
             }
         }
     }
