@@ -17,11 +17,12 @@ pub const BUCKETS: usize = (OCTAVE_MAX - PER_OCTAVE_SHIFT + 1) as usize * PER_OC
 #[inline]
 #[must_use]
 pub fn bucket_of(value: u64) -> usize {
-    let value = value.min(VALUE_MAX);
     // `| 1` only gives 0 a logarithm; values below 16 are their own bucket either way.
     let octave = (value | 1).ilog2().saturating_sub(PER_OCTAVE_SHIFT);
     let inside = value.wrapping_shr(octave);
-    let bucket = u64::from(octave).saturating_mul(PER_OCTAVE).saturating_add(inside);
+    // `inside` is below 32.
+    let bucket = u64::from(octave).wrapping_mul(PER_OCTAVE).wrapping_add(inside);
+    // Greater values have greater buckets, so all beyond `VALUE_MAX` meet in the last.
     usize::try_from(bucket).map_or(BUCKETS.saturating_sub(1), |b| b.min(BUCKETS.saturating_sub(1)))
 }
 

@@ -394,8 +394,8 @@ impl SgvCache {
         }
         let bytes = u64::from(buffer.bytes);
         debug_assert!(share.held_bytes >= bytes, "{buffer:?} was claimed on another share");
-        share.held_bytes = share.held_bytes.saturating_sub(bytes);
-        self.held_bytes = self.held_bytes.saturating_sub(bytes);
+        share.held_bytes -= bytes;
+        self.held_bytes -= bytes;
         self.push_cached(usize::from(buffer.class), buffer.granule, now);
     }
 

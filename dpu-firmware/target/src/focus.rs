@@ -25,7 +25,9 @@ use crate::task::{Direction, Membership, State, Step, Task, Wake, Work};
 use crate::trace::Point;
 
 /// One task and all that it names. See the module.
-pub(crate) struct Focus<'a, P: Platform> {
+///
+/// Where `TRACED` is false nobody records the way, and it has no look at that.
+pub(crate) struct Focus<'a, P: Platform, const TRACED: bool = true> {
     pub id: SlotId,
     pub task: &'a mut Task,
     pub channel: &'a mut Channel,
@@ -50,10 +52,12 @@ pub(crate) enum After {
     },
 }
 
-impl<P: Platform> Focus<'_, P> {
+impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     #[inline]
     pub(crate) fn trace(&mut self, point: Point) {
-        self.kit.record(self.task.tag, point);
+        if TRACED {
+            self.kit.record(self.task.tag, point);
+        }
     }
 
     /// Enters `state`; [`Self::advance`] goes on from there.
@@ -63,31 +67,33 @@ impl<P: Platform> Focus<'_, P> {
         self.task.state = state;
     }
 
-    /// What the nexus knows of the task's LUN.
-    #[inline]
-    fn lun(&mut self) -> Option<&mut NexusLun> {
-        self.nexus.luns.get_mut(self.task.lun as usize)
-    }
-
     /// Past the gate and into the task set (SAM-6 8): the task runs now or is held back.
     #[inline(always)]
     pub(crate) fn admit(&mut self) -> After {
-        if let Some(unit) = self.unit.as_mut() {
-            if unit.is_closed() {
-                unit.held.push(&mut self.kit.links, self.id.index);
-                self.trace(Point::Entered(State::Blocked));
-                return After::Rest;
-            }
-            unit.active += 1;
+        let task = &mut *self.task;
+        let lun = self.nexus.luns.get_mut(task.lun as usize);
+        let (Some(lun), Some(unit)) = (lun, self.unit.as_mut()) else {
+            return self.advance();
+        };
+        if unit.is_closed() {
+            unit.held.push(&mut self.kit.links, self.id.index);
+            self.trace(Point::Entered(State::Blocked));
+            return After::Rest;
         }
-        if let Some(lun) = self.nexus.luns.get_mut(self.task.lun as usize) {
-            if !lun.set.admit(self.task.attribute) {
-                self.task.membership = Membership::Dormant;
-                lun.dormant.push(&mut self.kit.links, self.id.index);
-                self.trace(Point::Entered(State::Blocked));
-                return After::Rest;
-            }
-            self.task.membership = Membership::Enabled;
+        unit.active += 1;
+        if !lun.set.admit(task.attribute) {
+            task.membership = Membership::Dormant;
+            lun.dormant.push(&mut self.kit.links, self.id.index);
+            self.trace(Point::Entered(State::Blocked));
+            return After::Rest;
+        }
+        task.membership = Membership::Enabled;
+        let step = match decide(task, lun, unit) {
+            Some(step) => step,
+            None => self.begin(),
+        };
+        if let Step::Enter(state) = step {
+            self.enter(state);
         }
         self.advance_here()
     }
@@ -106,7 +112,6 @@ impl<P: Platform> Focus<'_, P> {
     #[inline(always)]
     pub(crate) fn advance_here(&mut self) -> After {
         let mut state = self.task.state;
-        let is_traced = self.kit.trace.is_some();
         macro_rules! leave {
             ($from:ident, $step:ident) => {
                 if state == State::$from {
@@ -119,9 +124,7 @@ impl<P: Platform> Focus<'_, P> {
                         Step::Over => return self.over(),
                         Step::Refused => return self.over_refused(),
                     }
-                    if is_traced {
-                        self.trace(Point::Entered(state));
-                    }
+                    self.trace(Point::Entered(state));
                 }
             };
         }
@@ -134,8 +137,9 @@ impl<P: Platform> Focus<'_, P> {
         After::Rest
     }
 
-    /// Out of `Blocked`: unit attention, then the device server's verdict.
-    #[inline(always)]
+    /// Out of `Blocked`, where the task may have been long: unit attention, then the device server's
+    /// verdict.
+    #[inline(never)]
     fn begin(&mut self) -> Step {
         let task = &mut *self.task;
         let lun = self.nexus.luns.get(task.lun as usize);
@@ -145,16 +149,10 @@ impl<P: Platform> Focus<'_, P> {
         if !lun.mapped || lun.unit != task.unit || !unit.in_use {
             return self.begin_absent();
         }
-        task.access_generation = unit.access_generation;
-        if lun.attentions.is_empty() {
-            let (logical_unit, read_only) = (&unit.logical_unit, lun.read_only);
-            let usual = device_server::usual_operation(logical_unit, read_only, &task.cdb);
-            if let Some(operation) = usual {
-                let shift = logical_unit.block_shift();
-                return begin_transfer(task, operation, shift);
-            }
+        match decide(task, lun, unit) {
+            Some(step) => step,
+            None => self.begin_rare(),
         }
-        self.begin_rare()
     }
 
     /// No such LUN, or it was taken away while the task was held back.
@@ -169,7 +167,6 @@ impl<P: Platform> Focus<'_, P> {
     }
 
     /// Everything but a sound READ or WRITE without a unit attention in its way.
-    #[inline(never)]
     fn begin_rare(&mut self) -> Step {
         let cdb = self.kit.receive_region.cdb(self.task);
         let lun = self.nexus.luns.get_mut(self.task.lun as usize);
@@ -266,56 +263,65 @@ impl<P: Platform> Focus<'_, P> {
 
     #[inline(always)]
     fn claim_at(&mut self, placement: Placement) -> Option<Step> {
-        let claimed = self.claim_data(placement);
-        let buffer = match claimed {
-            Ok(buffer) => buffer,
-            Err(ClaimError::Exhausted) => return None,
-            Err(ClaimError::ShareExceeded) => return Some(self.task.end(Status::TaskSetFull)),
-            Err(ClaimError::TooLarge) => return Some(self.task.check(Sense::INVALID_FIELD_IN_CDB)),
+        if placement == Placement::HostDram {
+            return self.claim_on_host();
+        }
+        let share = &mut self.nexus.card_share;
+        match self.kit.card_cache.claim(self.task.wanted_bytes, share) {
+            Ok(buffer) => self.task.buffer = Some(buffer),
+            Err(refusal) => return self.no_buffer(refusal),
+        }
+        self.claimed()
+    }
+
+    #[inline(never)]
+    fn claim_on_host(&mut self) -> Option<Step> {
+        let Some(cache) = self.kit.host_cache.as_mut() else {
+            return self.claim_at(Placement::CardDram);
         };
+        match cache.claim(self.task.wanted_bytes, &mut self.nexus.host_share) {
+            Ok(buffer) => self.task.buffer = Some(buffer),
+            Err(refusal) => return self.no_buffer(refusal),
+        }
+        self.task.host_epoch = self.kit.host_epoch;
+        self.claimed()
+    }
+
+    /// The task has its buffer for data; a list of ranges to fetch needs another.
+    #[inline(always)]
+    fn claimed(&mut self) -> Option<Step> {
         if !self.task.fits
             && let Some(table) = self.task.table_wanted()
         {
-            return self.claim_table(buffer, table.length);
+            return self.claim_table(table.length);
         }
-        self.task.buffer = Some(buffer);
         let next = self.with_buffer();
         self.trace(Point::Buffer);
         Some(next)
     }
 
-    #[inline(always)]
-    fn claim_data(&mut self, placement: Placement) -> Result<Buffer, ClaimError> {
-        let task = &mut *self.task;
-        match (placement, self.kit.host_cache.as_mut()) {
-            (Placement::HostDram, Some(cache)) => {
-                task.host_epoch = self.kit.host_epoch;
-                cache.claim(task.wanted_bytes, &mut self.nexus.host_share)
-            }
-            _ => self.kit.card_cache.claim(task.wanted_bytes, &mut self.nexus.card_share),
-        }
-    }
-
-    /// Takes card memory for a list of ranges beside the `data` buffer. Both or none: who held one while
+    /// Takes card memory for a list of ranges beside the buffer for data. Both or none: who held one while
     /// it waits for the other could wait forever.
     #[cold]
-    fn claim_table(&mut self, data: Buffer, bytes: u32) -> Option<Step> {
-        self.task.buffer = Some(data);
-        let claimed = self.kit.card_cache.claim(bytes, &mut self.nexus.card_share);
-        match claimed {
-            Ok(table) => {
-                self.task.table = Some(table);
-                self.trace(Point::Buffer);
-                Some(Step::Enter(State::NeedReadRoom))
+    fn claim_table(&mut self, bytes: u32) -> Option<Step> {
+        match self.kit.card_cache.claim(bytes, &mut self.nexus.card_share) {
+            Ok(table) => self.task.table = Some(table),
+            Err(refusal) => {
+                self.release_buffer();
+                return self.no_buffer(refusal);
             }
-            Err(ClaimError::Exhausted) => {
-                self.release_buffers();
-                None
-            }
-            Err(_) => {
-                self.release_buffers();
-                Some(self.task.end(Status::TaskSetFull))
-            }
+        }
+        self.trace(Point::Buffer);
+        Some(Step::Enter(State::NeedReadRoom))
+    }
+
+    /// What follows when a cache gave nothing: `None` where waiting helps.
+    #[cold]
+    fn no_buffer(&mut self, refusal: ClaimError) -> Option<Step> {
+        match refusal {
+            ClaimError::Exhausted => None,
+            ClaimError::ShareExceeded => Some(self.task.end(Status::TaskSetFull)),
+            ClaimError::TooLarge => Some(self.task.check(Sense::INVALID_FIELD_IN_CDB)),
         }
     }
 
@@ -357,7 +363,7 @@ impl<P: Platform> Focus<'_, P> {
         let Work::Parameter(parameter) = self.task.work else {
             return self.task.check(Sense::INTERNAL_TARGET_FAILURE);
         };
-        let pending = match self.lun() {
+        let pending = match self.nexus.luns.get_mut(self.task.lun as usize) {
             // REQUEST SENSE reports a unit attention as its data and so clears it (SPC-6 6.39).
             Some(lun) if matches!(parameter, Parameter::RequestSense { .. }) => {
                 lun.attentions.take()
@@ -519,16 +525,8 @@ impl<P: Platform> Focus<'_, P> {
     /// [`Self::over`] without the call, for the one place where nearly every command ends.
     #[inline(always)]
     pub(crate) fn over_here(&mut self) -> After {
-        let task = &mut *self.task;
-        debug_assert!(task.is_quiet(), "a task ended too early");
-        if let Some(buffer) = task.buffer.take() {
-            if buffer.placement() == Placement::CardDram {
-                let share = &mut self.nexus.card_share;
-                self.kit.card_cache.release(buffer, share, self.kit.now);
-            } else {
-                self.release_host_buffer(buffer);
-            }
-        }
+        debug_assert!(self.task.is_quiet(), "a task ended too early");
+        self.release_buffer();
         let task = &mut *self.task;
         if task.receive != NONE {
             self.kit.repost(std::mem::replace(&mut task.receive, NONE));
@@ -563,23 +561,21 @@ impl<P: Platform> Focus<'_, P> {
         }
     }
 
-    /// Gives back what was claimed of two buffers of which the second was not to be had.
-    fn release_buffers(&mut self) {
-        self.release_table();
-        match self.task.buffer.take() {
-            Some(buffer) if buffer.placement() == Placement::HostDram => {
-                self.release_host_buffer(buffer);
-            }
-            Some(buffer) => {
-                self.kit.card_cache.release(buffer, &mut self.nexus.card_share, self.kit.now);
-            }
-            None => {}
+    /// Gives the buffer for data back to the cache it is from.
+    #[inline(always)]
+    fn release_buffer(&mut self) {
+        let Some(placement) = self.task.buffer.as_ref().map(Buffer::placement) else { return };
+        if placement == Placement::HostDram {
+            self.release_host_buffer();
+        } else if let Some(buffer) = self.task.buffer.take() {
+            self.kit.card_cache.release(buffer, &mut self.nexus.card_share, self.kit.now);
         }
     }
 
     #[inline(never)]
-    fn release_host_buffer(&mut self, buffer: Buffer) {
-        let task = &*self.task;
+    fn release_host_buffer(&mut self) {
+        let task = &mut *self.task;
+        let Some(buffer) = task.buffer.take() else { return };
         if task.host_epoch != self.kit.host_epoch {
             // Its arena is gone, and its cache and every share of it with it.
             return;
@@ -632,35 +628,67 @@ impl<P: Platform> Focus<'_, P> {
     }
 }
 
+/// What a sound READ or WRITE without a unit attention in its way comes to; `None` for everything else,
+/// a unit that is no longer there included.
+#[inline(always)]
+fn decide(task: &mut Task, lun: &NexusLun, unit: &UnitShard) -> Option<Step> {
+    task.access_generation = unit.access_generation;
+    if !unit.in_use || !lun.attentions.is_empty() {
+        return None;
+    }
+    let logical_unit = &unit.logical_unit;
+    let operation = device_server::usual_operation(logical_unit, lun.read_only, &task.cdb)?;
+    Some(begin_transfer(task, operation, logical_unit.block_shift()))
+}
+
 /// Notes what a block operation moves, in blocks of `1 << shift` bytes.
 #[inline(always)]
 fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Step {
     task.work = Work::Block(operation);
-    let (direction, kind, blocks, used, unused, need) = match operation {
-        BlockOperation::Flush { .. } => return Step::Enter(State::NeedBackend),
+    match operation {
+        BlockOperation::Flush { .. } => Step::Enter(State::NeedBackend),
         BlockOperation::Read { blocks, .. } => {
-            let (used, unused) = (&task.data_in, &task.data_out);
-            (Direction::In, OperationKind::Read, blocks, used, unused, State::NeedBuffer)
+            task.kind = OperationKind::Read;
+            match offer_data(task, Direction::In, blocks, shift) {
+                Ok(_) => Step::Enter(State::NeedBuffer),
+                Err(sense) => task.check(sense),
+            }
         }
         BlockOperation::Write { blocks, .. } => {
-            let (used, unused) = (&task.data_out, &task.data_in);
-            (Direction::Out, OperationKind::Write, blocks, used, unused, task.need_of_data_out())
+            task.kind = OperationKind::Write;
+            match offer_data(task, Direction::Out, blocks, shift) {
+                Ok(offered_bytes) if offered_bytes >= task.wanted_bytes => {
+                    Step::Enter(task.need_of_data_out())
+                }
+                // A part of a block cannot be written: refuse the command whole, and say by the
+                // residual how much is missing.
+                Ok(_) => task.check(Sense::INVALID_INFORMATION_UNIT),
+                Err(sense) => task.check(sense),
+            }
         }
-    };
-    (task.direction, task.kind) = (direction, kind);
+    }
+}
+
+/// Compares what `blocks` of `1 << shift` bytes want with what the initiator offers in `direction`, and
+/// gives the latter in bytes.
+#[inline(always)]
+fn offer_data(
+    task: &mut Task,
+    direction: Direction,
+    blocks: u32,
+    shift: u32,
+) -> Result<u32, Sense> {
+    task.direction = direction;
     let Ok(wanted_bytes) = u32::try_from(u64::from(blocks) << shift) else {
-        return task.check(Sense::INVALID_FIELD_IN_CDB);
+        return Err(Sense::INVALID_FIELD_IN_CDB);
     };
-    let (offered_bytes, known) = used.offer();
+    let (offered_bytes, known) = task.data(direction).offer();
+    let other = if direction == Direction::In { Direction::Out } else { Direction::In };
+    let is_alone = *task.data(other) == DataBuffer::None;
     task.wanted_bytes = wanted_bytes;
     task.transfer_bytes = wanted_bytes.min(offered_bytes);
-    task.fits = known && wanted_bytes == offered_bytes && *unused == DataBuffer::None;
-    // A part of a block cannot be written: refuse the command whole, and say by the residual how
-    // much is missing.
-    if offered_bytes < wanted_bytes && direction == Direction::Out {
-        return task.check(Sense::INVALID_INFORMATION_UNIT);
-    }
-    Step::Enter(need)
+    task.fits = known && wanted_bytes == offered_bytes && is_alone;
+    Ok(offered_bytes)
 }
 
 /// The one place where ring outcomes become the device server's.

@@ -57,7 +57,7 @@ pub(crate) struct Kit<P: Platform> {
     pub ends_seen: bool,
     /// Queue pairs that something was posted on in this tick.
     pub doorbells: Vec<QpHandle>,
-    /// The chain that is being made; empty between steps.
+    /// The chain that is being made, where it is a list of ranges that moves.
     pub chain: Vec<SendRequest>,
     /// Sense of the forwarded command whose response is being made.
     pub forwarded_sense: [u8; lunar_srp::iu::SENSE_BYTES_MAX],
@@ -68,12 +68,12 @@ pub(crate) struct Kit<P: Platform> {
 }
 
 impl<P: Platform> Kit<P> {
-    /// Posts `chain` on `channel`; the doorbell follows at the end of the tick. `false` when the queue
-    /// pair is gone, and nothing was queued.
+    /// Posts `requests` on `channel`; the doorbell follows at the end of the tick. `false` when the
+    /// queue pair is gone, and nothing was queued.
     #[inline(always)]
-    pub(crate) fn post_chain(&mut self, channel: &mut Channel) -> bool {
-        self.counters.work_requests += self.chain.len() as u64;
-        if self.hca.post_send(channel.qp, &self.chain).is_err() {
+    pub(crate) fn post(&mut self, channel: &mut Channel, requests: &[SendRequest]) -> bool {
+        self.counters.work_requests += requests.len() as u64;
+        if self.hca.post_send(channel.qp, requests).is_err() {
             return false;
         }
         if !channel.doorbell {
@@ -81,6 +81,14 @@ impl<P: Platform> Kit<P> {
             self.doorbells.push(channel.qp);
         }
         true
+    }
+
+    /// [`Self::post`] for the chain that was made.
+    pub(crate) fn post_chain(&mut self, channel: &mut Channel) -> bool {
+        let chain = std::mem::take(&mut self.chain);
+        let posted = self.post(channel, &chain);
+        self.chain = chain;
+        posted
     }
 
     /// Gives receive buffer `index` back to the SRQ.

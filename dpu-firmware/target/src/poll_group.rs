@@ -391,7 +391,7 @@ impl<P: Platform> PollGroup<P> {
             self.on_cm_event(event);
             self.run_wakes();
         }
-        busy |= self.reap();
+        busy |= if self.kit.trace.is_some() { self.reap::<true>() } else { self.reap::<false>() };
         if self.kit.ring.is_some() {
             busy |= self.poll_ring();
         }
@@ -483,20 +483,19 @@ impl<P: Platform> PollGroup<P> {
         self.tasks.len()
     }
 
-    #[inline]
-    fn reap(&mut self) -> bool {
+    fn reap<const TRACED: bool>(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         let count = self.kit.hca.poll(&mut completions);
         self.kit.counters.completions += count as u64;
         for completion in completions.get(..count).unwrap_or(&[]) {
             match wr_parts(completion.id) {
-                Some((Kind::Tail, slot)) => self.on_tail(slot, completion),
-                Some((Kind::Receive, slot)) => self.on_receive(slot.index, completion),
+                Some((Kind::Tail, slot)) => self.on_tail::<TRACED>(slot, completion),
+                Some((Kind::Receive, slot)) => self.on_receive::<TRACED>(slot.index, completion),
                 Some((Kind::Body, _)) => self.on_body(completion),
                 None => self.kit.counters.stale_completions += 1,
             }
-            self.run_wakes();
         }
+        self.run_wakes();
         self.completions = completions;
         count != 0
     }

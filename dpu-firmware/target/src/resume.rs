@@ -14,6 +14,12 @@ impl<P: Platform> PollGroup<P> {
     /// The task in slot `index`, which came from this group's table, with all that it names.
     #[inline]
     pub(crate) fn focus(&mut self, index: u32) -> Focus<'_, P> {
+        self.focus_as(index)
+    }
+
+    /// As [`Self::focus`], for a way that is `TRACED` or not.
+    #[inline(always)]
+    pub(crate) fn focus_as<const TRACED: bool>(&mut self, index: u32) -> Focus<'_, P, TRACED> {
         let (id, task) = self.tasks.entry(index);
         let channel = &mut self.channels[task.channel as usize];
         let nexus = &mut self.nexuses[task.nexus as usize];

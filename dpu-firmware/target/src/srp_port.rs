@@ -12,9 +12,10 @@ use lunar_platform::{
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
+use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::channel::ChannelEvent;
 use lunar_srp::descriptor::{DataBuffer, Descriptor};
-use lunar_srp::iu::{self, Request, Residual, Response};
+use lunar_srp::iu::{self, Request, Residual, Response, SolicitedNotification};
 
 use crate::channel::{Channel, MANAGEMENT_RESERVE};
 use crate::fifo::NONE;
@@ -26,7 +27,7 @@ use crate::mutant::{self, Mutant};
 use crate::nexus::Nexus;
 use crate::poll_group::{PollGroup, TaskTable};
 use crate::statistics::{OperationKind, size_class};
-use crate::task::{Batch, Cursor, Direction, State, Step, Task};
+use crate::task::{Arrival, Batch, Cursor, Direction, State, Step, Task};
 use crate::trace::Point;
 
 /// Messages beyond its credits that a channel may have waiting: SRP_I_LOGOUT, SRP_CRED_RSP and
@@ -45,19 +46,26 @@ enum Taken {
 
 impl<P: Platform> PollGroup<P> {
     /// A receive completed in buffer `index`: the next message of its channel.
-    pub(crate) fn on_receive(&mut self, index: u32, completion: &WorkCompletion) {
+    #[inline(always)]
+    pub(crate) fn on_receive<const TRACED: bool>(
+        &mut self,
+        index: u32,
+        completion: &WorkCompletion,
+    ) {
         let channel = completion.qp.index;
         let entry = self.channels.get_mut(channel as usize);
         let entry = entry.filter(|entry| entry.qp == completion.qp && entry.is_open());
         let (Some(entry), CompletionStatus::Success) = (entry, completion.status) else {
             return self.on_unwanted_receive(index, completion);
         };
-        self.kit.record(0, Point::Received);
+        if TRACED {
+            self.kit.record(0, Point::Received);
+        }
         // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
         entry.state = entry.state.on(ChannelEvent::Established);
         let message = Message { bytes: completion.length, since: self.kit.now };
         if entry.receives.is_empty() {
-            match self.take_message(channel, index, message) {
+            match self.take_message::<TRACED>(channel, index, message) {
                 Taken::Kept => return,
                 Taken::Finished => return self.kit.repost(index),
                 Taken::Waits => {}
@@ -101,7 +109,7 @@ impl<P: Platform> PollGroup<P> {
             let open = self.channels[channel as usize].is_open();
             let message = self.kit.receive_region.messages[index as usize];
             let taken =
-                if open { self.take_message(channel, index, message) } else { Taken::Finished };
+                if open { self.take_waiting(channel, index, message) } else { Taken::Finished };
             match taken {
                 Taken::Waits => return,
                 Taken::Kept | Taken::Finished => {
@@ -117,8 +125,20 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
+    /// [`Self::take_message`] for one that had to wait.
+    #[inline(never)]
+    fn take_waiting(&mut self, channel: u32, index: u32, message: Message) -> Taken {
+        self.take_message::<true>(channel, index, message)
+    }
+
     /// Parses `message` in receive buffer `index` and starts what it asks for.
-    fn take_message(&mut self, channel_index: u32, index: u32, message: Message) -> Taken {
+    #[inline(always)]
+    fn take_message<const TRACED: bool>(
+        &mut self,
+        channel_index: u32,
+        index: u32,
+        message: Message,
+    ) -> Taken {
         let channel = &mut self.channels[channel_index as usize];
         if message.bytes > channel.it_iu_bytes_max {
             return self.malformed(channel_index);
@@ -132,20 +152,19 @@ impl<P: Platform> PollGroup<P> {
             Err(refusal) => return self.no_slot(channel_index, refusal),
         };
         let nexus = &mut self.nexuses[channel.nexus as usize];
-        task.renew();
-        task.tag = head.tag();
-        task.attribute = head.attribute();
-        task.notification = head.solicited();
+        task.renew(Arrival {
+            tag: head.tag(),
+            attribute: head.attribute(),
+            notification: head.solicited(),
+            cdb_bytes: head.cdb_bytes(),
+            ..arrival(channel_index, channel, nexus, head.lun(), index, message)
+        });
         task.cdb = head.cdb();
-        task.cdb_bytes = head.cdb_bytes();
-        task.iu_bytes = message.bytes;
         let (data_out, data_in) = (&mut task.data_out, &mut task.data_in);
         let sound = head.read_buffers(channel.immediate_offset, data_out, data_in);
-        name_task(task, channel_index, channel, nexus, head.lun());
-        task.receive = index;
-        task.started = message.since;
+        nexus.tasks += 1;
         let unit = self.units.get_mut(task.unit);
-        let mut focus = Focus { id, task, channel, nexus, unit, kit: &mut self.kit };
+        let mut focus = Focus::<P, TRACED> { id, task, channel, nexus, unit, kit: &mut self.kit };
         focus.trace(Point::Claimed);
         let after = if sound { focus.admit() } else { focus.refuse_iu() };
         self.finish(id.index, channel_index, after);
@@ -163,12 +182,12 @@ impl<P: Platform> PollGroup<P> {
                     Err(refusal) => return self.no_slot(channel_index, refusal),
                 };
                 let nexus = &mut self.nexuses[channel.nexus as usize];
-                task.renew();
-                task.tag = management.tag;
-                task.notification = management.solicited;
-                name_task(task, channel_index, channel, nexus, management.lun);
-                task.receive = index;
-                task.started = message.since;
+                task.renew(Arrival {
+                    tag: management.tag,
+                    notification: management.solicited,
+                    ..arrival(channel_index, channel, nexus, management.lun, index, message)
+                });
+                nexus.tasks += 1;
                 self.start_management(id.index, management.function, management.task_tag);
                 Taken::Kept
             }
@@ -210,12 +229,16 @@ impl<P: Platform> PollGroup<P> {
 
     /// The last work request of a task's batch completed, well or not.
     #[inline(always)]
-    pub(crate) fn on_tail(&mut self, slot: SlotId, completion: &WorkCompletion) {
+    pub(crate) fn on_tail<const TRACED: bool>(
+        &mut self,
+        slot: SlotId,
+        completion: &WorkCompletion,
+    ) {
         let Some(id) = self.tasks.live(slot.to_token()) else {
             self.kit.counters.stale_completions += 1;
             return;
         };
-        let mut focus = self.focus(id.index);
+        let mut focus = self.focus_as::<TRACED>(id.index);
         let channel = focus.task.channel;
         let room = match std::mem::take(&mut focus.task.batch) {
             Batch::None => {
@@ -286,7 +309,7 @@ impl<P: Platform> PollGroup<P> {
     }
 }
 
-impl<P: Platform> Focus<'_, P> {
+impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     /// The task's batch is back, and its channel is closed if that failed.
     #[inline(always)]
     fn batch_done(&mut self) -> After {
@@ -351,8 +374,7 @@ impl<P: Platform> Focus<'_, P> {
         if task.holds_lost_host_memory(kit.host_epoch) {
             return task.check(Sense::COMMAND_ABORTED);
         }
-        let room = channel.read_room.min(channel.data_room);
-        if room == 0 {
+        if channel.read_room == 0 || channel.data_room == 0 {
             kit.counters.send_waited += 1;
             channel.need_read.push(&mut kit.links, id.index);
             return Step::Wait;
@@ -363,20 +385,46 @@ impl<P: Platform> Focus<'_, P> {
             return self.fetch_table(table);
         }
         let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
-        let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
-        kit.chain.clear();
-        let body = wr_id(Kind::Body, *id);
-        let count = chain_data(kit, task, Direction::Out, room, local, body);
-        let Some(last) = kit.chain.last_mut() else {
+        let local =
+            Sge { address: buffer.address(), length: task.transfer_bytes, key: buffer.key() };
+        match task.only_range(Direction::Out) {
+            Some(range) => {
+                task.cursor = Cursor { descriptors: 1, bytes: task.transfer_bytes };
+                self.post_read(range, local)
+            }
+            None => self.fetch_list(local),
+        }
+    }
+
+    /// Posts the one RDMA READ of `range` into `local`.
+    #[inline(always)]
+    fn post_read(&mut self, range: Descriptor, local: Sge) -> Step {
+        let tail = wr_id(Kind::Tail, self.id);
+        let read = SendRequest { signaled: true, ..rdma(tail, Direction::Out, range, local) };
+        self.task.batch = Batch::Reads(1);
+        self.channel.read_room -= 1;
+        self.channel.data_room -= 1;
+        self.trace(Point::ReadsPosted { work_requests: 1 });
+        if !self.kit.post(self.channel, &[read]) {
+            return self.refused(1, 1);
+        }
+        Step::Enter(State::Fetching)
+    }
+
+    /// The rest of [`Self::fetch_data_out`] for several ranges.
+    #[inline(never)]
+    fn fetch_list(&mut self, local: Sge) -> Step {
+        let room = self.channel.read_room.min(self.channel.data_room);
+        let count = chain_list(self.kit, self.task, room, local, wr_id(Kind::Body, self.id));
+        let Some(last) = self.kit.chain.last_mut() else {
             // The descriptors hold less than they promised: `total_bytes` was clipped to their sum,
             // so only a peer that rewrites a posted message could get here.
-            return task.check(Sense::INTERNAL_TARGET_FAILURE);
+            return self.task.check(Sense::INTERNAL_TARGET_FAILURE);
         };
-        last.signaled = true;
-        last.id = wr_id(Kind::Tail, *id);
-        task.batch = Batch::Reads(count);
-        channel.read_room -= count;
-        channel.data_room -= count;
+        (last.signaled, last.id) = (true, wr_id(Kind::Tail, self.id));
+        self.task.batch = Batch::Reads(count);
+        self.channel.read_room -= count;
+        self.channel.data_room -= count;
         self.trace(Point::ReadsPosted { work_requests: count });
         if !self.kit.post_chain(self.channel) {
             return self.refused(count, count);
@@ -388,22 +436,8 @@ impl<P: Platform> Focus<'_, P> {
     #[cold]
     fn fetch_table(&mut self, table: Descriptor) -> Step {
         let Some(buffer) = self.task.table.as_ref() else { return Step::Over };
-        let remote = RemoteAddress { address: table.address, key: table.key };
-        self.kit.chain.clear();
-        self.kit.chain.push(SendRequest {
-            id: wr_id(Kind::Tail, self.id),
-            operation: SendOperation::RdmaRead(remote),
-            local: Sge { address: buffer.address(), length: table.length, key: buffer.key() },
-            signaled: true,
-        });
-        self.task.batch = Batch::Reads(1);
-        self.channel.read_room -= 1;
-        self.channel.data_room -= 1;
-        self.trace(Point::ReadsPosted { work_requests: 1 });
-        if !self.kit.post_chain(self.channel) {
-            return self.refused(1, 1);
-        }
-        Step::Enter(State::Fetching)
+        let local = Sge { address: buffer.address(), length: table.length, key: buffer.key() };
+        self.post_read(table, local)
     }
 
     /// In `NeedSendRoom`: RDMA WRITEs chained to the response, the receive reposted first.
@@ -414,8 +448,8 @@ impl<P: Platform> Focus<'_, P> {
             return self.lose();
         }
         debug_assert!(task.batch == Batch::None, "one batch at a time");
-        kit.chain.clear();
         let mut writes = 0;
+        let mut only_write = None;
         if task.moves_data_in() {
             if task.holds_lost_host_memory(kit.host_epoch) {
                 task.check(Sense::COMMAND_ABORTED);
@@ -427,8 +461,16 @@ impl<P: Platform> Focus<'_, P> {
                     return Step::Wait;
                 }
                 let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
-                let local = Sge { address: buffer.address(), length: 0, key: buffer.key() };
-                writes = chain_data(kit, task, Direction::In, room, local, wr_id(Kind::Body, *id));
+                let length = task.transfer_bytes;
+                let local = Sge { address: buffer.address(), length, key: buffer.key() };
+                let body = wr_id(Kind::Body, *id);
+                if let Some(range) = task.only_range(Direction::In) {
+                    task.cursor = Cursor { descriptors: 1, bytes: length };
+                    only_write = Some(rdma(body, Direction::In, range, local));
+                    writes = 1;
+                } else {
+                    writes = chain_list(kit, task, room, local, body);
+                }
                 channel.data_room -= writes;
                 if task.cursor.bytes < task.transfer_bytes && writes != 0 {
                     return self.push_part(writes);
@@ -437,23 +479,22 @@ impl<P: Platform> Focus<'_, P> {
         }
         let receive = std::mem::replace(&mut task.receive, NONE);
         task.batch = Batch::Response(writes);
-        let response = self.encode_response();
-        self.kit.chain.push(SendRequest {
-            id: wr_id(Kind::Tail, self.id),
-            operation: SendOperation::Send,
-            local: response,
-            signaled: true,
-        });
+        let length = self.encode_response();
+        let response = self.response_request(length);
         if receive != NONE {
             self.kit.repost(receive);
+            self.trace(Point::Reposted);
         }
-        if self.kit.trace.is_some() {
-            if receive != NONE {
-                self.trace(Point::Reposted);
+        self.trace(Point::ResponsePosted { writes });
+        let posted = match (only_write, writes) {
+            (Some(write), _) => self.kit.post(self.channel, &[write, response]),
+            (None, 0) => self.kit.post(self.channel, &[response]),
+            (None, _) => {
+                self.kit.chain.push(response);
+                self.kit.post_chain(self.channel)
             }
-            self.trace(Point::ResponsePosted { writes });
-        }
-        if !self.kit.post_chain(self.channel) {
+        };
+        if !posted {
             return self.refused(writes, 0);
         }
         self.answered();
@@ -475,9 +516,22 @@ impl<P: Platform> Focus<'_, P> {
         Step::Wait
     }
 
-    /// Encodes the SRP_RSP into the slot's response buffer.
+    /// The SEND of the first `length` bytes of the slot's response buffer.
     #[inline(always)]
-    fn encode_response(&mut self) -> Sge {
+    fn response_request(&self, length: u32) -> SendRequest {
+        let region = &self.kit.response_region;
+        let place = self.id.index as usize * RESPONSE_STRIDE;
+        SendRequest {
+            id: wr_id(Kind::Tail, self.id),
+            operation: SendOperation::Send,
+            local: Sge { address: region.base() + place as u64, length, key: region.key() },
+            signaled: true,
+        }
+    }
+
+    /// Encodes the SRP_RSP into the slot's response buffer. Gives its length.
+    #[inline(always)]
+    fn encode_response(&mut self) -> u32 {
         let task = &*self.task;
         let success = task.status == Status::Good;
         let request_limit_delta = self.channel.credit.response_delta();
@@ -490,9 +544,7 @@ impl<P: Platform> Focus<'_, P> {
         } else {
             self.encode_rare(request_limit_delta, solicited)
         };
-        let region = &self.kit.response_region;
-        let address = region.base() + place as u64;
-        Sge { address, length: length.unwrap_or(0), key: region.key() }
+        length.unwrap_or(0)
     }
 
     /// Encodes a response with residuals, sense or response data.
@@ -594,21 +646,10 @@ impl<P: Platform> Focus<'_, P> {
         let Some(length) = iu::encode_credit_request(self.task.tag, delta, false, out) else {
             return false;
         };
-        let local = Sge {
-            address: region.base() + place as u64,
-            length: u32::try_from(length).unwrap_or(0),
-            key: region.key(),
-        };
+        let request = self.response_request(u32::try_from(length).unwrap_or(0));
         self.task.batch = Batch::Response(0);
         self.task.state = State::Sending;
-        self.kit.chain.clear();
-        self.kit.chain.push(SendRequest {
-            id: wr_id(Kind::Tail, self.id),
-            operation: SendOperation::Send,
-            local,
-            signaled: true,
-        });
-        if self.kit.post_chain(self.channel) {
+        if self.kit.post(self.channel, &[request]) {
             return true;
         }
         self.task.batch = Batch::None;
@@ -669,64 +710,50 @@ fn claim_slot<'a>(
     Ok(claimed)
 }
 
-/// Finds what a new task of `channel` names.
+/// What a request of `channel` to `lun` in receive buffer `receive` names. Tag, attribute, notification
+/// and the length of the CDB are the caller's to fill in.
 #[inline(always)]
-fn name_task(
-    task: &mut Task,
+fn arrival(
     channel_index: u32,
     channel: &Channel,
-    nexus: &mut Nexus,
+    nexus: &Nexus,
     lun: [u8; 8],
-) {
-    nexus.tasks += 1;
-    task.channel = channel_index;
-    task.nexus = channel.nexus;
-    task.lun = lun::decode(lun).and_then(|number| nexus.find(number)).unwrap_or(NONE);
-    task.unit = nexus.luns.get(task.lun as usize).map_or(NONE, |lun| lun.unit);
-}
-
-/// Appends RDMA requests for what `task.cursor` leaves of the transfer, at most `room` of them and one
-/// chain's worth, and moves the cursor. Gives their number. `local` is the start of the task's buffer.
-#[inline(always)]
-fn chain_data<P: Platform>(
-    kit: &mut Kit<P>,
-    task: &mut Task,
-    direction: Direction,
-    room: u32,
-    local: Sge,
-    id: WorkRequestId,
-) -> u32 {
-    let buffer = if direction == Direction::In { &task.data_in } else { &task.data_out };
-    // Nearly every command has one range, which is one request: `total_bytes` bounds the transfer.
-    if let (DataBuffer::Direct(descriptor), 0) = (buffer, task.cursor.descriptors) {
-        let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
-        let length = descriptor.length.min(task.transfer_bytes);
-        let local = Sge { length, ..local };
-        let operation = rdma(direction, remote);
-        kit.chain.push(SendRequest { id, operation, local, signaled: false });
-        task.cursor = Cursor { descriptors: 1, bytes: length };
-        1
-    } else {
-        chain_list(kit, task, direction, room, local, id)
+    receive: u32,
+    message: Message,
+) -> Arrival {
+    let lun = lun::decode(lun).and_then(|number| nexus.find(number)).unwrap_or(NONE);
+    Arrival {
+        tag: 0,
+        attribute: TaskAttribute::Simple,
+        notification: SolicitedNotification::default(),
+        channel: channel_index,
+        nexus: channel.nexus,
+        lun,
+        unit: nexus.luns.get(lun as usize).map_or(NONE, |lun| lun.unit),
+        receive,
+        iu_bytes: message.bytes,
+        cdb_bytes: 0,
+        started: message.since,
     }
 }
 
-/// [`chain_data`] for a list of any length.
+/// Makes the chain of RDMA requests for what `task.cursor` leaves of the transfer, at most `room` of them
+/// and one chain's worth, and moves the cursor. Gives their number. `local` is the task's buffer.
 #[inline(never)]
 fn chain_list<P: Platform>(
     kit: &mut Kit<P>,
     task: &mut Task,
-    direction: Direction,
     room: u32,
     local: Sge,
     id: WorkRequestId,
 ) -> u32 {
-    let buffer = if direction == Direction::In { &task.data_in } else { &task.data_out };
     let list = match task.table.as_ref() {
         Some(table) => kit.card_region.contents(table, table.bytes()),
         None => kit.receive_region.iu(task.receive, task.iu_bytes),
     };
-    let cursor = &mut task.cursor;
+    kit.chain.clear();
+    let (buffer, direction) = (task.data(task.direction), task.direction);
+    let mut cursor = task.cursor;
     let mut left = room.min(CHAIN_MAX as u32);
     for descriptor in buffer.descriptors(list).skip(cursor.descriptors as usize) {
         let rest = task.transfer_bytes - cursor.bytes;
@@ -734,23 +761,25 @@ fn chain_list<P: Platform>(
             break;
         }
         let length = descriptor.length.min(rest);
-        let remote = RemoteAddress { address: descriptor.address, key: descriptor.key };
         let address = local.address + u64::from(cursor.bytes);
         let local = Sge { address, length, key: local.key };
-        let operation = rdma(direction, remote);
-        kit.chain.push(SendRequest { id, operation, local, signaled: false });
+        kit.chain.push(rdma(id, direction, descriptor, local));
         cursor.bytes += length;
         cursor.descriptors += 1;
         left -= 1;
     }
+    task.cursor = cursor;
     kit.chain.len() as u32
 }
 
-/// The operation that moves data in `direction`: data-in is written to the initiator, data-out read.
-#[inline]
-fn rdma(direction: Direction, remote: RemoteAddress) -> SendOperation {
-    match direction {
+/// The unsignaled request that moves data in `direction` between `range` of the initiator and `local`:
+/// data-in is written to it, data-out read from it.
+#[inline(always)]
+fn rdma(id: WorkRequestId, direction: Direction, range: Descriptor, local: Sge) -> SendRequest {
+    let remote = RemoteAddress { address: range.address, key: range.key };
+    let operation = match direction {
         Direction::In => SendOperation::RdmaWrite(remote),
         Direction::Out | Direction::None => SendOperation::RdmaRead(remote),
-    }
+    };
+    SendRequest { id, operation, local, signaled: false }
 }

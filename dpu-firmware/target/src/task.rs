@@ -220,6 +220,21 @@ pub(crate) struct Management {
     pub failed_at: Nanoseconds,
 }
 
+/// What a task has from its first moment.
+pub(crate) struct Arrival {
+    pub tag: u64,
+    pub attribute: TaskAttribute,
+    pub notification: SolicitedNotification,
+    pub channel: u32,
+    pub nexus: u32,
+    pub lun: u32,
+    pub unit: u32,
+    pub receive: u32,
+    pub iu_bytes: u32,
+    pub cdb_bytes: u16,
+    pub started: Nanoseconds,
+}
+
 impl Task {
     /// A slot without a task.
     pub(crate) fn vacant() -> Self {
@@ -265,10 +280,10 @@ impl Task {
         }
     }
 
-    /// Makes the slot ready for another task, as [`Self::vacant`] gives it. Field by field: of an enum
-    /// only the tag is written, where a whole new value would be built and copied.
-    #[inline]
-    pub(crate) fn renew(&mut self) {
+    /// Makes the slot ready for the task that arrived. Field by field: of an enum only the tag is
+    /// written, where a whole new value would be built and copied.
+    #[inline(always)]
+    pub(crate) fn renew(&mut self, arrival: Arrival) {
         // Named one by one, so that no field can be forgotten.
         let Self {
             state,
@@ -313,16 +328,17 @@ impl Task {
         } = self;
         *state = State::Blocked;
         *membership = Membership::Outside;
-        *attribute = TaskAttribute::Simple;
+        *attribute = arrival.attribute;
         *work = Work::Undecided;
         *direction = Direction::None;
         (*kind, *fits) = (OperationKind::Other, false);
         (*silent, *awaited, *at_backend) = (false, false, false);
         (*submitted, *in_backend_list, *buffer_list) = (false, false, 0);
-        *notification = SolicitedNotification::default();
-        (*channel, *nexus, *lun, *unit) = (NONE, NONE, NONE, NONE);
-        (*tag, *receive, *iu_bytes) = (0, NONE, 0);
-        *cdb_bytes = 0;
+        *notification = arrival.notification;
+        (*channel, *nexus) = (arrival.channel, arrival.nexus);
+        (*lun, *unit) = (arrival.lun, arrival.unit);
+        (*tag, *receive, *iu_bytes) = (arrival.tag, arrival.receive, arrival.iu_bytes);
+        *cdb_bytes = arrival.cdb_bytes;
         *data_in = DataBuffer::None;
         *data_out = DataBuffer::None;
         *buffer = None;
@@ -333,7 +349,7 @@ impl Task {
         *status = Status::Good;
         *sense = None;
         *sense_bytes = 0;
-        *started = Nanoseconds(0);
+        *started = arrival.started;
         *management = None;
     }
 
@@ -363,13 +379,27 @@ impl Task {
     /// The list of ranges that has to be fetched from the initiator before data can move: place in the
     /// initiator's memory, and length.
     pub(crate) fn table_wanted(&self) -> Option<Descriptor> {
-        let used = match self.direction {
-            Direction::None => return None,
+        match self.data(self.direction) {
+            DataBuffer::External { table, .. } if self.direction != Direction::None => Some(*table),
+            _ => None,
+        }
+    }
+
+    /// The initiator's buffer for data in `direction`.
+    #[inline(always)]
+    pub(crate) fn data(&self, direction: Direction) -> &DataBuffer {
+        match direction {
             Direction::In => &self.data_in,
-            Direction::Out => &self.data_out,
-        };
-        match used {
-            DataBuffer::External { table, .. } => Some(*table),
+            Direction::Out | Direction::None => &self.data_out,
+        }
+    }
+
+    /// The only range of the initiator's memory that it moves in `direction`, with nothing of it moved
+    /// yet: nearly every command's. It is at least as long as the transfer, which it bounds.
+    #[inline(always)]
+    pub(crate) fn only_range(&self, direction: Direction) -> Option<Descriptor> {
+        match (self.data(direction), self.cursor.descriptors) {
+            (DataBuffer::Direct(descriptor), 0) => Some(*descriptor),
             _ => None,
         }
     }
@@ -377,7 +407,7 @@ impl Task {
     /// Whether its data-in phase moves anything.
     #[inline]
     pub(crate) fn moves_data_in(&self) -> bool {
-        self.transfer_bytes != 0 && self.status == Status::Good && self.direction == Direction::In
+        self.direction == Direction::In && self.transfer_bytes != 0 && self.status == Status::Good
     }
 
     /// What the backend is asked for; `None` for work that never goes there.
