@@ -64,13 +64,7 @@ impl<T> Slots<T> {
 
     /// Claims a free slot; `None` when all are claimed. Its value is as the last owner left it.
     #[inline]
-    pub fn claim(&mut self) -> Option<SlotId> {
-        self.claim_entry().map(|(id, _)| id)
-    }
-
-    /// As [`Self::claim`], with the value.
-    #[inline]
-    pub fn claim_entry(&mut self) -> Option<(SlotId, &mut T)> {
+    pub fn claim(&mut self) -> Option<(SlotId, &mut T)> {
         let index = self.free;
         let slot = self.slots.get_mut(index as usize)?;
         self.free = slot.next_free;

@@ -144,6 +144,7 @@ impl Credit {
     /// all that is owed. They are the initiator's from now on.
     #[inline]
     pub fn response_delta(&mut self) -> i32 {
+        // Nearly always one credit and no debt: `give_back` says the same, at greater length.
         if self.debt == 0 && self.available < self.limit {
             self.available = self.available.saturating_add(1);
             return 1;

@@ -103,13 +103,13 @@ pub enum DataBuffer {
 
 impl DataBuffer {
     /// Bytes of initiator memory that may be transferred in this direction.
-    #[inline]
     #[must_use]
     pub fn total_bytes(&self) -> u32 {
-        match self {
+        match *self {
             Self::None => 0,
             Self::Direct(descriptor) => descriptor.length,
-            list => list.listed_bytes(),
+            Self::Indirect { total_bytes, .. } | Self::External { total_bytes, .. } => total_bytes,
+            Self::Immediate { length, .. } => length,
         }
     }
 
@@ -126,17 +126,7 @@ impl DataBuffer {
 
     #[inline(never)]
     fn rare_offer(&self) -> (u32, bool) {
-        (self.listed_bytes(), !matches!(self, Self::External { .. }))
-    }
-
-    #[inline(never)]
-    fn listed_bytes(&self) -> u32 {
-        match *self {
-            Self::None => 0,
-            Self::Direct(descriptor) => descriptor.length,
-            Self::Indirect { total_bytes, .. } | Self::External { total_bytes, .. } => total_bytes,
-            Self::Immediate { length, .. } => length,
-        }
+        (self.total_bytes(), !matches!(self, Self::External { .. }))
     }
 
     /// The external list once it was fetched: `table` holds it, and is what [`Self::descriptors`] wants

@@ -191,7 +191,7 @@ impl TaskTable {
 
     #[inline]
     pub(crate) fn claim(&mut self) -> Option<(SlotId, &mut Task)> {
-        self.0.claim_entry()
+        self.0.claim()
     }
 
     /// Ends the present life of slot `index`.

@@ -270,9 +270,10 @@ impl<P: Platform> PollGroup<P> {
         self.close_channel(channel, CloseReason::WorkRequestFailed);
         // Closing the channel may have ended the task; nobody waits for room on it any more.
         if self.tasks.live(id.to_token()).is_some() {
-            let after = match self.focus(id.index).task.state {
-                State::Sending => self.focus(id.index).over(),
-                _ => self.focus(id.index).rare_batch_done(),
+            let mut focus = self.focus(id.index);
+            let after = match focus.task.state {
+                State::Sending => focus.over(),
+                _ => focus.rare_batch_done(),
             };
             self.finish(id.index, channel, after);
         }

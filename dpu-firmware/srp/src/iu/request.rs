@@ -240,6 +240,12 @@ impl CommandHead<'_> {
         (FIXED_CDB_BYTES as u16).saturating_add(u16::from(self.fixed.additional_cdb & !3))
     }
 
+    /// Where the CDB ends and the data buffers' descriptors start, in bytes from the IU's first.
+    #[inline]
+    fn buffers_offset(&self) -> usize {
+        usize::from(CDB_OFFSET.saturating_add(self.cdb_bytes()))
+    }
+
     /// Reads the data buffers into the places for them, which hold [`DataBuffer::None`]. Gives whether
     /// the rest of the IU is sound; the command must be refused if not, and [`parse`] says why.
     /// `immediate_offset`: where the channel's login put immediate data, if it granted it.
@@ -253,7 +259,7 @@ impl CommandHead<'_> {
         data_out: &mut DataBuffer,
         data_in: &mut DataBuffer,
     ) -> bool {
-        let offset = usize::from(CDB_OFFSET.saturating_add(self.cdb_bytes()));
+        let offset = self.buffers_offset();
         let place = match self.fixed.formats {
             DIRECT_IN => data_in,
             DIRECT_OUT => data_out,
@@ -324,7 +330,7 @@ fn parse_command<'a>(
     immediate_offset: Option<u16>,
 ) -> Result<Command<'a>, CommandFault> {
     let CommandHead { fixed, iu } = *head;
-    let offset = usize::from(CDB_OFFSET.saturating_add(head.cdb_bytes()));
+    let offset = head.buffers_offset();
     let cdb = iu.get(usize::from(CDB_OFFSET)..offset).ok_or(CommandFault::CdbBeyondIu {
         additional_bytes: fixed.additional_cdb & !3,
         iu_bytes: u32::try_from(iu.len()).unwrap_or(u32::MAX),
