@@ -90,7 +90,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         task.membership = Membership::Enabled;
         let step = match decide(task, lun, unit) {
             Some(step) => step,
-            None => self.begin(),
+            None => self.begin_rare(),
         };
         if let Step::Enter(state) = step {
             self.enter(state);
@@ -146,9 +146,6 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let (Some(lun), Some(unit)) = (lun, self.unit.as_ref()) else {
             return self.begin_absent();
         };
-        if !lun.mapped || lun.unit != task.unit || !unit.in_use {
-            return self.begin_absent();
-        }
         match decide(task, lun, unit) {
             Some(step) => step,
             None => self.begin_rare(),
@@ -173,6 +170,9 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let (Some(lun), Some(unit)) = (lun, self.unit.as_ref()) else {
             return self.begin_absent();
         };
+        if !is_there(self.task, lun, unit) {
+            return self.begin_absent();
+        }
         let (command, verdict) = device_server::begin_cdb(&unit.logical_unit, lun.read_only, cdb);
         if !command.is_some_and(|command| command.ignores_unit_attention())
             && let Some(sense) = lun.attentions.take()
@@ -628,12 +628,18 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     }
 }
 
+/// Whether the task's LUN still leads to its unit: it may have been held back for long.
+#[inline(always)]
+fn is_there(task: &Task, lun: &NexusLun, unit: &UnitShard) -> bool {
+    lun.mapped && lun.unit == task.unit && unit.in_use
+}
+
 /// What a sound READ or WRITE without a unit attention in its way comes to; `None` for everything else,
 /// a unit that is no longer there included.
 #[inline(always)]
 fn decide(task: &mut Task, lun: &NexusLun, unit: &UnitShard) -> Option<Step> {
     task.access_generation = unit.access_generation;
-    if !unit.in_use || !lun.attentions.is_empty() {
+    if !is_there(task, lun, unit) || !lun.attentions.is_empty() {
         return None;
     }
     let logical_unit = &unit.logical_unit;
