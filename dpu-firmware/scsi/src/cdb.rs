@@ -1,34 +1,8 @@
 //! Command descriptor blocks: any bytes in, one of a closed set of commands or the reason why not
 //! out. What can be judged without a logical unit is judged here; the rest is the device server's.
 
+use crate::opcodes::{HostCommand, opcode, service_action};
 use crate::sense::Sense;
-
-/// Operation codes of the commands that are known here (SPC-6 and SBC-4, command tables).
-pub mod opcode {
-    #![allow(missing_docs, reason = "the names are the standards' own")]
-    pub const TEST_UNIT_READY: u8 = 0x00;
-    pub const REQUEST_SENSE: u8 = 0x03;
-    pub const READ_6: u8 = 0x08;
-    pub const WRITE_6: u8 = 0x0A;
-    pub const INQUIRY: u8 = 0x12;
-    pub const MODE_SENSE_6: u8 = 0x1A;
-    pub const START_STOP_UNIT: u8 = 0x1B;
-    pub const READ_CAPACITY_10: u8 = 0x25;
-    pub const READ_10: u8 = 0x28;
-    pub const WRITE_10: u8 = 0x2A;
-    pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
-    pub const MODE_SENSE_10: u8 = 0x5A;
-    pub const READ_16: u8 = 0x88;
-    pub const WRITE_16: u8 = 0x8A;
-    pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
-    pub const SERVICE_ACTION_IN_16: u8 = 0x9E;
-    pub const REPORT_LUNS: u8 = 0xA0;
-    pub const READ_12: u8 = 0xA8;
-    pub const WRITE_12: u8 = 0xAA;
-}
-
-/// The service action of [`opcode::SERVICE_ACTION_IN_16`] that is READ CAPACITY (16) (SBC-4).
-const READ_CAPACITY_16: u8 = 0x10;
 
 /// A command that the device server knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +65,120 @@ pub enum Command {
         /// IMMED.
         immediate: bool,
     },
+    /// VERIFY (10), (12), (16) (SBC-4). FUA is never set.
+    Verify(Transfer, ByteCheck),
+    /// WRITE AND VERIFY (10), (12), (16) (SBC-4). FUA is never set: the medium is what is verified.
+    WriteAndVerify(Transfer, ByteCheck),
+    /// WRITE SAME (10), (16) (SBC-4).
+    WriteSame(WriteSame),
+    /// ORWRITE (16) (SBC-4).
+    OrWrite(Transfer),
+    /// COMPARE AND WRITE (SBC-4). The blocks are those compared and written: the data-out buffer has
+    /// twice as many.
+    CompareAndWrite(Transfer),
+    /// UNMAP (SBC-4).
+    Unmap {
+        /// ANCHOR.
+        anchor: bool,
+        /// PARAMETER LIST LENGTH, bytes.
+        list_bytes: u16,
+    },
+    /// PRE-FETCH (10), (16) (SBC-4).
+    PreFetch {
+        /// First block.
+        lba: u64,
+        /// Blocks; zero: to the end of the medium.
+        blocks: u32,
+    },
+    /// GET LBA STATUS (16) (SBC-4).
+    GetLbaStatus {
+        /// First block.
+        lba: u64,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
+    /// READ DEFECT DATA (10), (12) (SBC-4).
+    ReadDefectData {
+        /// True for the 12-byte command, which has the longer header.
+        long: bool,
+        /// REQ_PLIST, REQ_GLIST and DEFECT LIST FORMAT, as in the CDB.
+        lists: u8,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
+    /// LOG SENSE (SPC-6).
+    LogSense {
+        /// PAGE CODE, six bits.
+        page: u8,
+        /// SUBPAGE CODE.
+        subpage: u8,
+        /// SP: the values are to be saved.
+        save: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// PREVENT ALLOW MEDIUM REMOVAL (SPC-6).
+    PreventAllow {
+        /// PREVENT, two bits.
+        prevent: u8,
+    },
+    /// REPORT SUPPORTED OPERATION CODES (SPC-6).
+    ReportOperationCodes(ReportOperationCodes),
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6).
+    ReportTaskManagement {
+        /// REPD: with timeouts.
+        extended: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
+    /// A command that the host agent executes; its fields are looked at there.
+    Host(HostCommand),
 }
 
-/// What READ and WRITE say.
+/// BYTCHK (SBC-4, VERIFY (10)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteCheck {
+    /// 00b: the medium is read; there is no data-out.
+    Medium,
+    /// 01b: every block is compared with its own block of data-out.
+    Blocks,
+    /// 11b: every block is compared with the one block of data-out.
+    OneBlock,
+}
+
+/// What WRITE SAME says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteSame {
+    /// First block.
+    pub lba: u64,
+    /// Blocks; zero: to the end of the medium, where WSNZ allows it.
+    pub blocks: u32,
+    /// ANCHOR.
+    pub anchor: bool,
+    /// UNMAP.
+    pub unmap: bool,
+    /// NDOB: there is no data-out, zeros are written (16-byte command only).
+    pub no_data_out: bool,
+    /// The CDB byte in which NUMBER OF LOGICAL BLOCKS begins, for the field pointer.
+    pub length_byte: u8,
+}
+
+/// What REPORT SUPPORTED OPERATION CODES says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportOperationCodes {
+    /// RCTD: with command timeouts descriptors.
+    pub timeouts: bool,
+    /// REPORTING OPTIONS, three bits.
+    pub options: u8,
+    /// REQUESTED OPERATION CODE.
+    pub operation: u8,
+    /// REQUESTED SERVICE ACTION.
+    pub action: u16,
+    /// ALLOCATION LENGTH, bytes.
+    pub allocation: u32,
+}
+
+/// What READ and WRITE say, and the commands like them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// First block.
@@ -151,11 +236,20 @@ impl Command {
         matches!(self, Self::Inquiry { .. } | Self::ReportLuns { .. } | Self::RequestSense { .. })
     }
 
-    /// True if the command has data-out for the medium.
+    /// True if the command changes the medium.
     #[must_use]
     #[inline]
     pub fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_))
+        matches!(
+            self,
+            Self::Write(_)
+                | Self::WriteAndVerify(..)
+                | Self::WriteSame(_)
+                | Self::OrWrite(_)
+                | Self::CompareAndWrite(_)
+                | Self::Unmap { .. }
+                | Self::Host(HostCommand::FormatUnit)
+        )
     }
 }
 
@@ -236,7 +330,7 @@ pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
             fixed::<10>(cdb)?;
             Ok(Command::ReadCapacity10)
         }
-        opcode::SERVICE_ACTION_IN_16 => read_capacity_16(cdb),
+        opcode::SERVICE_ACTION_IN_16 => service_action_in_16(cdb),
         opcode::SYNCHRONIZE_CACHE_10 => {
             let [_, flags, l0, l1, l2, l3, _, b0, b1, _] = *fixed::<10>(cdb)?;
             Ok(Command::SynchronizeCache {
@@ -258,6 +352,68 @@ pub fn parse(cdb: &[u8]) -> Result<Command, Sense> {
             let [_, _, select, _, _, _, a0, a1, a2, a3, _, _] = *fixed::<12>(cdb)?;
             Ok(Command::ReportLuns { select, allocation: u32::from_be_bytes([a0, a1, a2, a3]) })
         }
+        _ => parse_rare(operation, cdb),
+    }
+}
+
+/// The commands of which an initiator sends few.
+fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
+    match operation {
+        opcode::VERIFY_10 => verify(cdb, ten).map(|(t, check)| Command::Verify(t, check)),
+        opcode::VERIFY_12 => verify(cdb, twelve).map(|(t, check)| Command::Verify(t, check)),
+        opcode::VERIFY_16 => verify(cdb, sixteen).map(|(t, check)| Command::Verify(t, check)),
+        opcode::WRITE_AND_VERIFY_10 => {
+            verify(cdb, ten).map(|(t, check)| Command::WriteAndVerify(t, check))
+        }
+        opcode::WRITE_AND_VERIFY_12 => {
+            verify(cdb, twelve).map(|(t, check)| Command::WriteAndVerify(t, check))
+        }
+        opcode::WRITE_AND_VERIFY_16 => {
+            verify(cdb, sixteen).map(|(t, check)| Command::WriteAndVerify(t, check))
+        }
+        opcode::WRITE_SAME_10 => write_same(cdb, ten),
+        opcode::WRITE_SAME_16 => write_same(cdb, sixteen),
+        opcode::ORWRITE_16 => read_write_16(cdb).map(Command::OrWrite),
+        opcode::COMPARE_AND_WRITE => compare_and_write(cdb),
+        opcode::UNMAP => {
+            let [_, flags, _, _, _, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            let list_bytes = u16::from_be_bytes([high, low]);
+            Ok(Command::Unmap { anchor: flags & 0x01 != 0, list_bytes })
+        }
+        opcode::PRE_FETCH_10 => {
+            ten(cdb).map(|range| Command::PreFetch { lba: range.lba, blocks: range.blocks })
+        }
+        opcode::PRE_FETCH_16 => {
+            sixteen(cdb).map(|range| Command::PreFetch { lba: range.lba, blocks: range.blocks })
+        }
+        opcode::READ_DEFECT_DATA_10 => {
+            let [_, _, lists, _, _, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            let allocation = u32::from(u16::from_be_bytes([high, low]));
+            Ok(Command::ReadDefectData { long: false, lists: lists & 0x1F, allocation })
+        }
+        opcode::READ_DEFECT_DATA_12 => {
+            let [_, lists, _, _, _, _, a0, a1, a2, a3, _, _] = *fixed::<12>(cdb)?;
+            let allocation = u32::from_be_bytes([a0, a1, a2, a3]);
+            Ok(Command::ReadDefectData { long: true, lists: lists & 0x1F, allocation })
+        }
+        opcode::LOG_SENSE => {
+            let [_, save, page, subpage, _, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            Ok(Command::LogSense {
+                page: page & 0x3F,
+                subpage,
+                save: save & 0x01 != 0,
+                allocation: u16::from_be_bytes([high, low]),
+            })
+        }
+        opcode::PREVENT_ALLOW_MEDIUM_REMOVAL => {
+            let [_, _, _, _, prevent, _] = *fixed::<6>(cdb)?;
+            Ok(Command::PreventAllow { prevent: prevent & 0x03 })
+        }
+        opcode::MAINTENANCE_IN => maintenance_in(cdb),
+        opcode::FORMAT_UNIT => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::FormatUnit)),
+        opcode::MODE_SELECT_6 => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
+        opcode::MODE_SELECT_10 => fixed::<10>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
+        opcode::THIRD_PARTY_COPY_OUT | opcode::THIRD_PARTY_COPY_IN => third_party_copy(cdb),
         _ => Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)),
     }
 }
@@ -348,16 +504,148 @@ fn inquiry(cdb: &[u8]) -> Result<Command, Sense> {
     Ok(Command::Inquiry { vpd: evpd.then_some(page), allocation: u16::from_be_bytes([high, low]) })
 }
 
-/// SBC-4, READ CAPACITY (16). Other service actions are commands of their own, which are not known
-/// here.
-fn read_capacity_16(cdb: &[u8]) -> Result<Command, Sense> {
-    if let Some(action) = cdb.get(1)
-        && action & 0x1F != READ_CAPACITY_16
-    {
-        return Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(1, Some(4)));
+/// The service action of a command that has them, in the low five bits of byte 1.
+fn action(cdb: &[u8]) -> Result<u8, Sense> {
+    match cdb.get(1) {
+        Some(byte) => Ok(byte & 0x1F),
+        None => Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, None)),
     }
-    let [_, _, _, _, _, _, _, _, _, _, a0, a1, a2, a3, _, _] = *fixed::<16>(cdb)?;
-    Ok(Command::ReadCapacity16 { allocation: u32::from_be_bytes([a0, a1, a2, a3]) })
+}
+
+/// Other service actions are commands of their own, which are not known here.
+const UNKNOWN_ACTION: Sense = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(1, Some(4));
+
+/// SBC-4, READ CAPACITY (16) and GET LBA STATUS (16).
+fn service_action_in_16(cdb: &[u8]) -> Result<Command, Sense> {
+    match action(cdb)? {
+        service_action::READ_CAPACITY_16 => {
+            let [_, _, _, _, _, _, _, _, _, _, a0, a1, a2, a3, _, _] = *fixed::<16>(cdb)?;
+            Ok(Command::ReadCapacity16 { allocation: u32::from_be_bytes([a0, a1, a2, a3]) })
+        }
+        service_action::GET_LBA_STATUS => {
+            let range = sixteen(cdb)?;
+            // ALLOCATION LENGTH is where READ (16) has its TRANSFER LENGTH.
+            Ok(Command::GetLbaStatus { lba: range.lba, allocation: range.blocks })
+        }
+        _ => Err(UNKNOWN_ACTION),
+    }
+}
+
+/// SPC-6, REPORT SUPPORTED OPERATION CODES and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
+fn maintenance_in(cdb: &[u8]) -> Result<Command, Sense> {
+    let action = action(cdb)?;
+    if action != service_action::REPORT_SUPPORTED_OPERATION_CODES
+        && action != service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS
+    {
+        return Err(UNKNOWN_ACTION);
+    }
+    let [_, _, flags, operation, s0, s1, a0, a1, a2, a3, _, _] = *fixed::<12>(cdb)?;
+    let allocation = u32::from_be_bytes([a0, a1, a2, a3]);
+    if action == service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS {
+        return Ok(Command::ReportTaskManagement { extended: flags & 0x80 != 0, allocation });
+    }
+    Ok(Command::ReportOperationCodes(ReportOperationCodes {
+        timeouts: flags & 0x80 != 0,
+        options: flags & 0x07,
+        operation,
+        action: u16::from_be_bytes([s0, s1]),
+        allocation,
+    }))
+}
+
+/// SPC-6, EXTENDED COPY (LID1), and of RECEIVE COPY RESULTS the service actions for it.
+fn third_party_copy(cdb: &[u8]) -> Result<Command, Sense> {
+    let known = match (cdb.first().copied(), action(cdb)?) {
+        (Some(opcode::THIRD_PARTY_COPY_OUT), service_action::EXTENDED_COPY_LID1) => {
+            HostCommand::ExtendedCopy
+        }
+        (
+            Some(opcode::THIRD_PARTY_COPY_IN),
+            service_action::RECEIVE_COPY_STATUS_LID1
+            | service_action::RECEIVE_COPY_OPERATING_PARAMETERS,
+        ) => HostCommand::ReceiveCopyResults,
+        _ => return Err(UNKNOWN_ACTION),
+    };
+    fixed::<16>(cdb)?;
+    Ok(Command::Host(known))
+}
+
+/// Byte 1 and the range, which lie in the same places in nearly all medium commands of one length.
+#[derive(Clone, Copy)]
+struct Range {
+    flags: u8,
+    lba: u64,
+    blocks: u32,
+    length_byte: u8,
+}
+
+fn ten(cdb: &[u8]) -> Result<Range, Sense> {
+    let [_, flags, l0, l1, l2, l3, _, b0, b1, _] = *fixed::<10>(cdb)?;
+    let lba = u64::from(u32::from_be_bytes([l0, l1, l2, l3]));
+    Ok(Range { flags, lba, blocks: u32::from(u16::from_be_bytes([b0, b1])), length_byte: 7 })
+}
+
+fn twelve(cdb: &[u8]) -> Result<Range, Sense> {
+    let [_, flags, l0, l1, l2, l3, b0, b1, b2, b3, _, _] = *fixed::<12>(cdb)?;
+    let lba = u64::from(u32::from_be_bytes([l0, l1, l2, l3]));
+    Ok(Range { flags, lba, blocks: u32::from_be_bytes([b0, b1, b2, b3]), length_byte: 6 })
+}
+
+fn sixteen(cdb: &[u8]) -> Result<Range, Sense> {
+    let [_, flags, l0, l1, l2, l3, l4, l5, l6, l7, b0, b1, b2, b3, _, _] = *fixed::<16>(cdb)?;
+    let lba = u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
+    Ok(Range { flags, lba, blocks: u32::from_be_bytes([b0, b1, b2, b3]), length_byte: 10 })
+}
+
+/// SBC-4, VERIFY and WRITE AND VERIFY: where READ has FUA there is nothing, and below it BYTCHK.
+fn verify(
+    cdb: &[u8],
+    range: fn(&[u8]) -> Result<Range, Sense>,
+) -> Result<(Transfer, ByteCheck), Sense> {
+    let Range { flags, lba, blocks, length_byte } = range(cdb)?;
+    let check = match flags & 0x06 {
+        0x00 => ByteCheck::Medium,
+        0x02 => ByteCheck::Blocks,
+        0x06 => ByteCheck::OneBlock,
+        _ => return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(2))),
+    };
+    Ok((transfer(flags & !FUA, lba, blocks, length_byte)?, check))
+}
+
+/// PBDATA and LBDATA of WRITE SAME, which put addresses into the data (SBC-2; obsolete since).
+const ADDRESS_DATA: u8 = 0x06;
+
+/// SBC-4, WRITE SAME (10) and (16). NDOB is the 16-byte command's; in the other its bit is obsolete.
+fn write_same(
+    cdb: &[u8],
+    range: fn(&[u8]) -> Result<Range, Sense>,
+) -> Result<Command, Sense> {
+    let Range { flags, lba, blocks, length_byte } = range(cdb)?;
+    if flags & PROTECT != 0 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(PROTECT_BIT)));
+    }
+    if flags & ADDRESS_DATA != 0 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(2)));
+    }
+    let no_data_out = flags & 0x01 != 0;
+    if no_data_out && cdb.first() == Some(&opcode::WRITE_SAME_10) {
+        return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(0)));
+    }
+    Ok(Command::WriteSame(WriteSame {
+        lba,
+        blocks,
+        anchor: flags & 0x10 != 0,
+        unmap: flags & 0x08 != 0,
+        no_data_out,
+        length_byte,
+    }))
+}
+
+/// SBC-4, COMPARE AND WRITE: its length is one byte.
+fn compare_and_write(cdb: &[u8]) -> Result<Command, Sense> {
+    let [_, flags, l0, l1, l2, l3, l4, l5, l6, l7, _, _, _, blocks, _, _] = *fixed::<16>(cdb)?;
+    let lba = u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
+    transfer(flags, lba, u32::from(blocks), 13).map(Command::CompareAndWrite)
 }
 
 /// PC is in the two high bits of the byte that holds the page code.

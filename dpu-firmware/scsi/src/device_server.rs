@@ -2,13 +2,19 @@
 //! became of it in, the ending out. Pending unit attentions, task sets and access are checked by
 //! the caller first.
 
+mod log;
+mod medium;
 mod mode;
 mod parameter;
+mod supported;
 mod vpd;
 
-pub use parameter::{Parameter, fill};
+pub use medium::{Data, UNMAP_RANGES_MAX, unmap, unmap_ranges};
+pub use mode::{ModeParameters, select};
+pub use parameter::{LBA_RUNS_MAX, LbaRun, Parameter, fill, fill_lba_status};
 
-use crate::cdb::{self, Command, ModeSense, PageControl, Transfer};
+use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer};
+use crate::opcodes::HostCommand;
 use crate::sense::Sense;
 use crate::status::Status;
 use crate::unit::LogicalUnit;
@@ -39,6 +45,67 @@ pub enum BlockOperation {
         /// Blocks; zero: to the end of the medium.
         blocks: u32,
     },
+    /// The range can be read, and is compared with data from the initiator if there is any.
+    Compare {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+        /// Which data.
+        check: ByteCheck,
+    },
+    /// The range is compared with the first half of the data from the initiator and, if it is equal,
+    /// overwritten with the second, and nobody writes between the two (SBC-4, COMPARE AND WRITE).
+    CompareAndWrite {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1; the data has twice as many.
+        blocks: u32,
+        /// On the medium before the operation ends.
+        fua: bool,
+    },
+    /// Blocks from the initiator are written to the medium, read back and compared.
+    WriteAndVerify {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+    },
+    /// The range becomes the bitwise or of itself and blocks from the initiator, and nobody writes
+    /// between reading and writing it (SBC-4, ORWRITE (16)).
+    OrWrite {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+        /// On the medium before the operation ends.
+        fua: bool,
+    },
+    /// Every block of the range becomes the one block from the initiator.
+    WriteSame {
+        /// First block.
+        lba: u64,
+        /// Blocks, at least 1.
+        blocks: u32,
+        /// There is no data from the initiator: the blocks become zeros.
+        zeros: bool,
+        /// Blocks that read as the data when unmapped may be unmapped instead.
+        unmap: bool,
+    },
+    /// The ranges in the parameter list, which lies in the task's buffer, are unmapped.
+    Unmap {
+        /// Ranges in the list, at least 1; [`unmap_ranges`] finds them.
+        ranges: u16,
+    },
+    /// How the blocks from `lba` on are provisioned; [`fill_lba_status`] makes parameter data of it.
+    LbaStatus {
+        /// First block.
+        lba: u64,
+        /// Blocks that may be told about, at least 1.
+        blocks: u32,
+        /// Runs of blocks that the initiator has room to be told about, at least 1.
+        runs: u8,
+    },
 }
 
 /// What a command comes to.
@@ -51,6 +118,12 @@ pub enum Verdict {
     Parameter(Parameter),
     /// The backend has to act; [`finish`] then gives the ending.
     Block(BlockOperation),
+    /// The initiator sends UNMAP's parameter list of this many bytes, at least 8: fetch it into card
+    /// memory and call [`unmap`].
+    UnmapList {
+        /// PARAMETER LIST LENGTH.
+        bytes: u16,
+    },
     /// The host agent executes the CDB.
     Forward,
 }
@@ -90,6 +163,11 @@ pub enum BlockOutcome {
     Cancelled,
     /// The backing is shorter than the unit.
     OutOfRange,
+    /// The medium differs from the data that it was compared with; nothing was written.
+    Miscompare {
+        /// Where in the data the first difference is, bytes.
+        offset_bytes: u64,
+    },
 }
 
 /// What the initiator is told.
@@ -140,25 +218,16 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
     if let Some(operation) = block_operation(unit, lun_read_only, command) {
         return Verdict::Block(operation);
     }
+    if !unit.has_medium() && medium::needs_medium(command) {
+        return Verdict::Done(Err(Sense::MEDIUM_NOT_PRESENT));
+    }
     match *command {
-        // Refused, or of length zero.
-        Command::Read(transfer) => Verdict::Done(check_transfer(unit, &transfer)),
-        Command::Write(transfer) => Verdict::Done(
-            check_writable(unit, lun_read_only).and_then(|()| check_transfer(unit, &transfer)),
-        ),
         Command::TestUnitReady => Verdict::Done(Ok(())),
-        Command::Inquiry { vpd, allocation } => inquiry(vpd, allocation),
+        Command::Inquiry { vpd, allocation } => inquiry(Some(unit), vpd, allocation),
         Command::ReportLuns { select, allocation } => report_luns(select, allocation),
         Command::ReadCapacity10 => Verdict::Parameter(Parameter::ReadCapacity10),
         Command::ReadCapacity16 { allocation } => {
             Verdict::Parameter(Parameter::ReadCapacity16 { allocation })
-        }
-        // With IMMED the status may come before the cache is flushed; it never does.
-        Command::SynchronizeCache { lba, blocks, immediate: _ } => {
-            match check_range(unit, lba, blocks) {
-                Ok(()) => Verdict::Block(BlockOperation::Flush { lba, blocks }),
-                Err(sense) => Verdict::Done(Err(sense)),
-            }
         }
         Command::ModeSense(sense) => mode_sense(unit, lun_read_only, sense),
         Command::RequestSense { descriptor_format, allocation } => {
@@ -167,6 +236,48 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
         Command::StartStopUnit { power_condition, start, load_eject, no_flush, immediate: _ } => {
             start_stop(unit, power_condition, start, load_eject, no_flush)
         }
+        Command::PreventAllow { prevent } => prevent_allow(unit, prevent),
+        Command::LogSense { page, subpage, save, allocation } => {
+            log_sense(page, subpage, save, allocation)
+        }
+        Command::ReadDefectData { long, lists, allocation } => {
+            Verdict::Parameter(Parameter::DefectData { long, lists, allocation })
+        }
+        Command::ReportOperationCodes(report) => {
+            done_or(supported::check(&report), Parameter::OperationCodes(report))
+        }
+        Command::ReportTaskManagement { extended, allocation } => {
+            Verdict::Parameter(Parameter::TaskManagement { extended, allocation })
+        }
+        Command::Host(HostCommand::FormatUnit) if !medium::is_writable(unit, lun_read_only) => {
+            Verdict::Done(Err(medium::write_protected(unit)))
+        }
+        Command::Host(_) if unit.forwards => Verdict::Forward,
+        Command::Host(_) => {
+            Verdict::Done(Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)))
+        }
+        Command::Read(_)
+        | Command::Write(_)
+        | Command::SynchronizeCache { .. }
+        | Command::Verify(..)
+        | Command::WriteAndVerify(..)
+        | Command::WriteSame(_)
+        | Command::OrWrite(_)
+        | Command::CompareAndWrite(_)
+        | Command::Unmap { .. }
+        | Command::PreFetch { .. }
+        | Command::GetLbaStatus { .. } => {
+            medium::begin(unit, lun_read_only, command).unwrap_or_else(|sense| {
+                Verdict::Done(Err(sense))
+            })
+        }
+    }
+}
+
+fn done_or(checked: Result<(), Sense>, parameter: Parameter) -> Verdict {
+    match checked {
+        Ok(()) => Verdict::Parameter(parameter),
+        Err(sense) => Verdict::Done(Err(sense)),
     }
 }
 
@@ -178,7 +289,7 @@ pub fn begin_absent(cdb: &[u8]) -> Verdict {
         Ok(Command::Inquiry { vpd: Some(page), .. }) if page != vpd::SUPPORTED_PAGES => {
             Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None)))
         }
-        Ok(Command::Inquiry { vpd, allocation }) => inquiry(vpd, allocation),
+        Ok(Command::Inquiry { vpd, allocation }) => inquiry(None, vpd, allocation),
         Ok(Command::ReportLuns { select, allocation }) => report_luns(select, allocation),
         Ok(Command::RequestSense { descriptor_format, allocation }) => {
             Verdict::Parameter(Parameter::RequestSense { descriptor_format, allocation })
@@ -215,6 +326,9 @@ fn finish_failed(outcome: BlockOutcome) -> Ending {
         BlockOutcome::HardwareError => Ending::Sense(Sense::INTERNAL_TARGET_FAILURE),
         BlockOutcome::Cancelled => Ending::Status(Status::TaskAborted),
         BlockOutcome::OutOfRange => Ending::Sense(Sense::LBA_OUT_OF_RANGE),
+        BlockOutcome::Miscompare { offset_bytes } => {
+            Ending::Sense(Sense::MISCOMPARE.with_information(offset_bytes))
+        }
     }
 }
 
@@ -248,7 +362,7 @@ fn block_operation(
 
 #[inline]
 fn check_writable(unit: &LogicalUnit, lun_read_only: bool) -> Result<(), Sense> {
-    if unit.read_only || lun_read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+    if unit.read_only || lun_read_only { Err(medium::write_protected(unit)) } else { Ok(()) }
 }
 
 /// FUA and DPO, the length and the range of a READ or WRITE.
@@ -276,10 +390,11 @@ fn check_range(unit: &LogicalUnit, lba: u64, blocks: u32) -> Result<(), Sense> {
     }
 }
 
-fn inquiry(page: Option<u8>, allocation: u16) -> Verdict {
+/// A LUN without a unit has nothing but the list of pages.
+fn inquiry(unit: Option<&LogicalUnit>, page: Option<u8>, allocation: u16) -> Verdict {
     match page {
         None => Verdict::Parameter(Parameter::StandardInquiry { allocation }),
-        Some(page) if vpd::PAGES.contains(&page) => {
+        Some(page) if unit.is_none_or(|unit| vpd::has(unit, page)) => {
             Verdict::Parameter(Parameter::VitalProductData { page, allocation })
         }
         Some(_) => Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, None))),
@@ -310,8 +425,8 @@ fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verd
     }
 }
 
-/// SBC-4, START STOP UNIT. There is no motor and no tray: stopping means flushing, everything else
-/// does nothing, and what would need power conditions or ejecting a medium is refused.
+/// SBC-4, START STOP UNIT. There is no motor: stopping means flushing. A unit here saves no power in
+/// any power condition, so each is entered by doing nothing; LOEJ and START then mean nothing.
 fn start_stop(
     unit: &LogicalUnit,
     power_condition: u8,
@@ -320,14 +435,40 @@ fn start_stop(
     no_flush: bool,
 ) -> Verdict {
     if power_condition != 0 {
-        return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(4, Some(7))));
+        return Verdict::Done(Ok(()));
+    }
+    if load_eject && moves_medium(unit) {
+        return Verdict::Forward;
     }
     if load_eject && !(unit.removable && start) {
         return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(4, Some(1))));
     }
-    if start || no_flush {
+    if start || no_flush || !unit.has_medium() {
         Verdict::Done(Ok(()))
     } else {
         Verdict::Block(BlockOperation::Flush { lba: 0, blocks: 0 })
     }
+}
+
+/// SPC-6, PREVENT ALLOW MEDIUM REMOVAL. What cannot be removed is prevented from it at all times;
+/// else the agent has to know, who hears of every I_T nexus.
+fn prevent_allow(unit: &LogicalUnit, prevent: u8) -> Verdict {
+    if prevent > 1 {
+        // Obsolete: persistent prevention, of medium changers.
+        return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(4, Some(1))));
+    }
+    if moves_medium(unit) { Verdict::Forward } else { Verdict::Done(Ok(())) }
+}
+
+/// Whether its agent ejects and loads media.
+fn moves_medium(unit: &LogicalUnit) -> bool {
+    unit.removable && unit.forwards && unit.host_commands.has(HostCommand::MediumRemoval)
+}
+
+/// SPC-6, LOG SENSE.
+fn log_sense(page: u8, subpage: u8, save: bool, allocation: u16) -> Verdict {
+    if save {
+        return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(0))));
+    }
+    done_or(log::check(page, subpage), Parameter::LogPage { page, subpage, allocation })
 }

@@ -19,7 +19,9 @@
 
 pub mod cdb;
 pub mod device_server;
+pub mod extended_copy;
 pub mod lun;
+pub mod opcodes;
 pub mod sense;
 pub mod status;
 pub mod task_set;

@@ -23,6 +23,8 @@ pub enum SenseKey {
     UnitAttention = 0x6,
     /// The medium is protected from this operation.
     DataProtect = 0x7,
+    /// EXTENDED COPY gave up.
+    CopyAborted = 0xA,
     /// The device server gave the command up; trying again may work.
     AbortedCommand = 0xB,
     /// COMPARE AND WRITE or VERIFY found a difference.
@@ -50,7 +52,7 @@ pub struct Sense {
     pub asc: u8,
     /// Additional sense code qualifier.
     pub ascq: u8,
-    /// INFORMATION: for the commands here, an LBA. Left out of the fixed format if above 32 bits.
+    /// INFORMATION: an LBA, or for MISCOMPARE a byte offset. Left out of the fixed format if above 32 bits.
     pub information: Option<u64>,
     /// The field at fault; only ILLEGAL REQUEST carries one.
     pub field: Option<FieldPointer>,
@@ -67,6 +69,8 @@ impl Sense {
     /// 00/00: what REQUEST SENSE reports when there is nothing to report.
     pub const NO_SENSE: Self = Self::new(SenseKey::NoSense, 0x00, 0x00);
 
+    /// 1A/00: a data-out parameter list is cut, or longer than it may be.
+    pub const PARAMETER_LIST_LENGTH_ERROR: Self = Self::new(SenseKey::IllegalRequest, 0x1A, 0x00);
     /// 20/00: no such command.
     pub const INVALID_COMMAND_OPERATION_CODE: Self =
         Self::new(SenseKey::IllegalRequest, 0x20, 0x00);
@@ -79,10 +83,25 @@ impl Sense {
     /// 26/00: a parameter list field is wrong.
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Self =
         Self::new(SenseKey::IllegalRequest, 0x26, 0x00);
+    /// 26/06: EXTENDED COPY names more copy targets than [`crate::extended_copy`] takes.
+    pub const TOO_MANY_TARGET_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x06);
+    /// 26/07: EXTENDED COPY has a target descriptor of a kind not known here.
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Self =
+        Self::new(SenseKey::IllegalRequest, 0x26, 0x07);
+    /// 26/08: EXTENDED COPY has more segments than [`crate::extended_copy`] takes.
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x08);
+    /// 26/09: EXTENDED COPY has a segment descriptor of a kind not known here.
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self =
+        Self::new(SenseKey::IllegalRequest, 0x26, 0x09);
     /// 39/00: MODE SENSE asked for saved values.
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Self =
         Self::new(SenseKey::IllegalRequest, 0x39, 0x00);
 
+    /// 53/02: an I_T nexus prevents the medium's removal.
+    pub const MEDIUM_REMOVAL_PREVENTED: Self = Self::new(SenseKey::IllegalRequest, 0x53, 0x02);
+
+    /// 3A/00: no medium in a removable unit.
+    pub const MEDIUM_NOT_PRESENT: Self = Self::new(SenseKey::NotReady, 0x3A, 0x00);
     /// 04/01: becoming ready.
     pub const NOT_READY_BECOMING_READY: Self = Self::new(SenseKey::NotReady, 0x04, 0x01);
     /// 04/0A: ALUA, the target port group is changing state.
@@ -97,8 +116,19 @@ impl Sense {
 
     /// 27/00: the logical unit is read only.
     pub const WRITE_PROTECTED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x00);
+    /// 27/02: LOGICAL UNIT SOFTWARE WRITE PROTECTED, by SWP in the Control mode page.
+    pub const SOFTWARE_WRITE_PROTECTED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x02);
     /// 27/07: SPACE ALLOCATION FAILED WRITE PROTECT, the backing of a thin unit is full.
     pub const SPACE_ALLOCATION_FAILED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x07);
+
+    /// 1D/00: MISCOMPARE DURING VERIFY OPERATION; INFORMATION has the offset in the data-out buffer of
+    /// the first byte that differs.
+    pub const MISCOMPARE: Self = Self::new(SenseKey::Miscompare, 0x1D, 0x00);
+
+    /// 00/00 with COPY ABORTED: EXTENDED COPY gave up in a segment.
+    pub const COPY_ABORTED: Self = Self::new(SenseKey::CopyAborted, 0x00, 0x00);
+    /// 0D/02: COPY TARGET DEVICE NOT REACHABLE, a segment names a copy target that is not there.
+    pub const COPY_TARGET_NOT_REACHABLE: Self = Self::new(SenseKey::CopyAborted, 0x0D, 0x02);
 
     /// 00/00 with ABORTED COMMAND: given up, no more to say.
     pub const COMMAND_ABORTED: Self = Self::new(SenseKey::AbortedCommand, 0x00, 0x00);
@@ -267,6 +297,7 @@ mod tests {
             SenseKey::IllegalRequest,
             SenseKey::UnitAttention,
             SenseKey::DataProtect,
+            SenseKey::CopyAborted,
             SenseKey::AbortedCommand,
             SenseKey::Miscompare,
         ]);

@@ -3,16 +3,26 @@
 
 use core::fmt;
 
+use crate::opcodes::HostCommands;
+
 /// A logical unit. [`LogicalUnit::new`] gives the plainest one; whoever sets more fields calls
 /// [`LogicalUnit::validate`] afterwards. The device server stays within bounds whatever the values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogicalUnit {
     /// Logical block length in bytes: a power of two, 512..=65,536.
     pub block_bytes: u32,
-    /// Capacity in logical blocks, at least 1.
+    /// Capacity in logical blocks. Zero: a removable unit without a medium; every command that needs
+    /// one is then NOT READY.
     pub blocks: u64,
-    /// Refuses every write (WP).
+    /// PERIPHERAL DEVICE TYPE.
+    pub device_type: DeviceType,
+    /// Refuses every write (WP), for whichever reason.
     pub read_only: bool,
+    /// SWP in the Control mode page: initiators made it read only. [`LogicalUnit::validate`] sees to
+    /// it that `read_only` says so too, which is what the data path looks at.
+    pub software_write_protect: bool,
+    /// D_SENSE in the Control mode page: sense data has the descriptor format.
+    pub descriptor_sense: bool,
     /// Has a volatile write cache (WCE in the Caching mode page).
     pub write_cache: bool,
     /// Takes FUA and DPO (DPOFUA in the MODE SENSE header).
@@ -21,8 +31,11 @@ pub struct LogicalUnit {
     pub removable: bool,
     /// Reports a rotation rate in VPD page B1h instead of "non-rotating".
     pub rotational: bool,
-    /// Thin provisioned: LBPME in READ CAPACITY (16), the provisioning type in VPD page B2h.
+    /// Thin provisioned: LBPME in READ CAPACITY (16), UNMAP and WRITE SAME with UNMAP, the
+    /// provisioning type in VPD page B2h.
     pub thin: bool,
+    /// Blocks that were unmapped, or never written, read as zeros (LBPRZ). Only of a thin unit.
+    pub unmapped_reads_zero: bool,
     /// Logical blocks per physical block, as a power of two, 0..=15 (SBC-4, READ CAPACITY (16)).
     pub physical_blocks_exponent: u8,
     /// OPTIMAL TRANSFER LENGTH in VPD page B0h, blocks; zero: not reported.
@@ -35,6 +48,19 @@ pub struct LogicalUnit {
     pub identity: Identity,
     /// Has an agent behind it: commands unknown here are forwarded instead of refused.
     pub forwards: bool,
+    /// Which of the commands that are the host's its agent executes. What is not among them is
+    /// forwarded all the same, but not reported as supported.
+    pub host_commands: HostCommands,
+}
+
+/// PERIPHERAL DEVICE TYPE (SPC-6, standard INQUIRY data). The discriminant is the code on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DeviceType {
+    /// Direct access block device.
+    Disk = 0x00,
+    /// CD/DVD device.
+    CdDvd = 0x05,
 }
 
 impl LogicalUnit {
@@ -47,23 +73,28 @@ impl LogicalUnit {
         Self {
             block_bytes,
             blocks,
+            device_type: DeviceType::Disk,
             read_only: false,
+            software_write_protect: false,
+            descriptor_sense: false,
             write_cache: false,
             fua: true,
             removable: false,
             rotational: false,
             thin: false,
+            unmapped_reads_zero: false,
             physical_blocks_exponent: 0,
             optimal_transfer_blocks: 0,
             maximum_transfer_blocks: 0,
             tst: 1,
             identity,
             forwards: false,
+            host_commands: HostCommands::NONE,
         }
         .validate()
     }
 
-    /// The unit itself if every field is in its range.
+    /// The unit itself if every field is in its range, `read_only` where SWP makes it so.
     ///
     /// # Errors
     /// The first field that is not, with its value.
@@ -72,7 +103,8 @@ impl LogicalUnit {
             return Err(InvalidUnit::BlockBytes(self.block_bytes));
         }
         // The last byte has an offset that fits a signed 64-bit file offset.
-        if self.blocks == 0 || self.blocks > i64::MAX.unsigned_abs() >> self.block_shift() {
+        let no_medium = self.blocks == 0 && !self.removable;
+        if no_medium || self.blocks > i64::MAX.unsigned_abs() >> self.block_shift() {
             return Err(InvalidUnit::Blocks(self.blocks));
         }
         if self.physical_blocks_exponent > 15 {
@@ -81,7 +113,21 @@ impl LogicalUnit {
         if self.tst > 1 {
             return Err(InvalidUnit::Tst(self.tst));
         }
-        Ok(self)
+        Ok(Self { read_only: self.read_only || self.software_write_protect, ..self })
+    }
+
+    /// Whether a medium is in it. One that is not removable has one always.
+    #[must_use]
+    pub fn has_medium(&self) -> bool {
+        self.blocks != 0
+    }
+
+    /// MAXIMUM COMPARE AND WRITE LENGTH, blocks: its length field's largest, but at most 1 MiB, so
+    /// that both halves of the data-out fit one SGV buffer.
+    #[must_use]
+    pub fn compare_and_write_blocks_max(&self) -> u8 {
+        let fits = (1_u32 << 20) >> self.block_shift();
+        u8::try_from(fits).unwrap_or(u8::MAX).max(1)
     }
 
     /// Bytes = blocks << this.

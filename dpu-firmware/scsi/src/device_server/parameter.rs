@@ -1,8 +1,8 @@
 //! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages
 //! themselves are in `vpd` and `mode`.
 
-use super::{mode, vpd};
-use crate::cdb::ModeSense;
+use super::{log, mode, supported, vpd};
+use crate::cdb::{ModeSense, ReportOperationCodes};
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
@@ -59,6 +59,42 @@ pub enum Parameter {
         /// ALLOCATION LENGTH, bytes.
         allocation: u8,
     },
+    /// A log page (SPC-6).
+    LogPage {
+        /// PAGE CODE.
+        page: u8,
+        /// SUBPAGE CODE.
+        subpage: u8,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// An empty defect list (SBC-4, READ DEFECT DATA).
+    DefectData {
+        /// The 12-byte command's header.
+        long: bool,
+        /// REQ_PLIST, REQ_GLIST and DEFECT LIST FORMAT.
+        lists: u8,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
+    /// GET LBA STATUS parameter data of a unit of which every block is mapped (SBC-4).
+    LbaStatus {
+        /// STARTING LOGICAL BLOCK ADDRESS.
+        lba: u64,
+        /// Blocks from there on.
+        blocks: u32,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
+    /// REPORT SUPPORTED OPERATION CODES parameter data (SPC-6).
+    OperationCodes(ReportOperationCodes),
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS parameter data (SPC-6).
+    TaskManagement {
+        /// REPD.
+        extended: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
 }
 
 const STANDARD_INQUIRY_BYTES: u8 = 96;
@@ -81,6 +117,11 @@ impl Parameter {
             Self::ReadCapacity16 { .. } => READ_CAPACITY_16_BYTES,
             Self::ModeSense { .. } => mode::BYTES_MAX,
             Self::RequestSense { .. } => Sense::BYTES_MAX as u32,
+            Self::LogPage { .. } => log::BYTES_MAX,
+            Self::DefectData { .. } => DEFECT_DATA_BYTES_MAX,
+            Self::LbaStatus { .. } => LBA_STATUS_HEADER_BYTES + LBA_STATUS_DESCRIPTOR_BYTES,
+            Self::OperationCodes(_) => supported::bytes_max(),
+            Self::TaskManagement { .. } => supported::TASK_MANAGEMENT_BYTES_MAX,
         };
         length.min(self.allocation())
     }
@@ -91,7 +132,13 @@ impl Parameter {
             Self::StandardInquiry { allocation } | Self::VitalProductData { allocation, .. } => {
                 u32::from(allocation)
             }
-            Self::ReportLuns { allocation, .. } | Self::ReadCapacity16 { allocation } => allocation,
+            Self::ReportLuns { allocation, .. }
+            | Self::ReadCapacity16 { allocation }
+            | Self::DefectData { allocation, .. }
+            | Self::LbaStatus { allocation, .. }
+            | Self::OperationCodes(ReportOperationCodes { allocation, .. })
+            | Self::TaskManagement { allocation, .. } => allocation,
+            Self::LogPage { allocation, .. } => u32::from(allocation),
             Self::ReadCapacity10 => READ_CAPACITY_10_BYTES,
             Self::ModeSense { sense, .. } => u32::from(sense.allocation),
             Self::RequestSense { allocation, .. } => u32::from(allocation),
@@ -132,11 +179,23 @@ pub fn fill(
             };
             pending.unwrap_or(nothing).write(descriptor_format, &mut writer);
         }
+        (Parameter::LogPage { page, subpage, .. }, _) => log::write(page, subpage, &mut writer),
+        (Parameter::DefectData { long, lists, .. }, _) => defect_data(long, lists, &mut writer),
+        (Parameter::LbaStatus { lba, blocks, .. }, _) => {
+            lba_status(&[LbaRun { lba, blocks, deallocated: false }], &mut writer);
+        }
+        (Parameter::OperationCodes(report), Some(unit)) => {
+            supported::operation_codes(&report, unit, &mut writer);
+        }
+        (Parameter::TaskManagement { extended, .. }, _) => {
+            supported::task_management(extended, &mut writer);
+        }
         // The unit went away between the verdict and now: no data.
         (
             Parameter::ReadCapacity10
             | Parameter::ReadCapacity16 { .. }
-            | Parameter::ModeSense { .. },
+            | Parameter::ModeSense { .. }
+            | Parameter::OperationCodes(_),
             None,
         ) => {}
     }
@@ -152,12 +211,17 @@ const MULTI_PORT: u8 = 0x10;
 /// CMDQUE.
 const COMMAND_QUEUING: u8 = 0x02;
 
-/// SPC-6, standard INQUIRY data. PROTECT, TPGS, 3PC and NORMACA are zero: none of it is there.
+/// 3PC.
+const THIRD_PARTY_COPY: u8 = 0x08;
+
+/// SPC-6, standard INQUIRY data. PROTECT, TPGS and NORMACA are zero: none of it is there.
 fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let removable = if unit.removable { 0x80 } else { 0 };
     let identity = &unit.identity;
     const ADDITIONAL_LENGTH: u8 = STANDARD_INQUIRY_BYTES - 5;
-    writer.put(&[0, removable, VERSION, FORMAT, ADDITIONAL_LENGTH, 0, MULTI_PORT, COMMAND_QUEUING]);
+    let third_party_copy = if vpd::copies(unit) { THIRD_PARTY_COPY } else { 0 };
+    writer.put(&[unit.device_type as u8, removable, VERSION, FORMAT, ADDITIONAL_LENGTH]);
+    writer.put(&[third_party_copy, MULTI_PORT, COMMAND_QUEUING]);
     writer.put(&identity.vendor);
     writer.put(&identity.product);
     writer.put(&identity.revision);
@@ -201,12 +265,65 @@ fn read_capacity_10(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.put(&unit.block_bytes.to_be_bytes());
 }
 
-/// SBC-4, READ CAPACITY (16). LBPRZ is zero: what an unmapped block reads as is the backing's
-/// business.
+/// LBPME and LBPRZ of READ CAPACITY (16).
+const PROVISIONING_MANAGED: u8 = 0x80;
+const UNMAPPED_READS_ZERO: u8 = 0x40;
+
+/// SBC-4, READ CAPACITY (16).
 fn read_capacity_16(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.put(&unit.blocks.saturating_sub(1).to_be_bytes());
     writer.put(&unit.block_bytes.to_be_bytes());
-    let provisioning_managed = if unit.thin { 0x80 } else { 0 };
-    writer.put(&[0, unit.physical_blocks_exponent & 0x0F, provisioning_managed, 0]);
+    let provisioning = match (unit.thin, unit.unmapped_reads_zero) {
+        (false, _) => 0,
+        (true, false) => PROVISIONING_MANAGED,
+        (true, true) => PROVISIONING_MANAGED | UNMAPPED_READS_ZERO,
+    };
+    writer.put(&[0, unit.physical_blocks_exponent & 0x0F, provisioning, 0]);
     writer.zeros(16);
+}
+
+/// The longer header. No list follows it.
+const DEFECT_DATA_BYTES_MAX: u32 = 8;
+
+/// SBC-4, READ DEFECT DATA (10) and (12): the lists asked for, which are empty, in the format asked for.
+fn defect_data(long: bool, lists: u8, writer: &mut Writer<'_>) {
+    writer.put(&[0, lists & 0x1F]);
+    writer.zeros(if long { 6 } else { 2 });
+}
+
+/// Neighbouring blocks that are provisioned alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LbaRun {
+    /// First block.
+    pub lba: u64,
+    /// Blocks, at least 1.
+    pub blocks: u32,
+    /// They have no blocks of the backing's own; else they are mapped.
+    pub deallocated: bool,
+}
+
+/// Runs that one GET LBA STATUS tells about at most.
+pub const LBA_RUNS_MAX: u8 = 32;
+const LBA_STATUS_HEADER_BYTES: u32 = 8;
+const LBA_STATUS_DESCRIPTOR_BYTES: u32 = 16;
+
+/// Writes GET LBA STATUS parameter data (SBC-4) of a unit whose backing gave these runs, cut where `out`
+/// ends. Gives the bytes written.
+pub fn fill_lba_status(runs: &[LbaRun], out: &mut [u8]) -> usize {
+    let mut writer = Writer::new(out);
+    lba_status(runs, &mut writer);
+    writer.written()
+}
+
+/// SBC-4, GET LBA STATUS (16) parameter data.
+fn lba_status(runs: &[LbaRun], writer: &mut Writer<'_>) {
+    writer.zeros(8);
+    for run in runs {
+        writer.put(&run.lba.to_be_bytes());
+        writer.put(&run.blocks.to_be_bytes());
+        writer.put(&[u8::from(run.deallocated), 0, 0, 0]);
+    }
+    // PARAMETER DATA LENGTH does not count itself.
+    let length = u32::try_from(writer.position().saturating_sub(4)).unwrap_or(u32::MAX);
+    writer.patch(0, &length.to_be_bytes());
 }
