@@ -616,10 +616,7 @@ fn verify(
 const ADDRESS_DATA: u8 = 0x06;
 
 /// SBC-4, WRITE SAME (10) and (16). NDOB is the 16-byte command's; in the other its bit is obsolete.
-fn write_same(
-    cdb: &[u8],
-    range: fn(&[u8]) -> Result<Range, Sense>,
-) -> Result<Command, Sense> {
+fn write_same(cdb: &[u8], range: fn(&[u8]) -> Result<Range, Sense>) -> Result<Command, Sense> {
     let Range { flags, lba, blocks, length_byte } = range(cdb)?;
     if flags & PROTECT != 0 {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(PROTECT_BIT)));

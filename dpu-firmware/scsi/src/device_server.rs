@@ -266,11 +266,8 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
         | Command::CompareAndWrite(_)
         | Command::Unmap { .. }
         | Command::PreFetch { .. }
-        | Command::GetLbaStatus { .. } => {
-            medium::begin(unit, lun_read_only, command).unwrap_or_else(|sense| {
-                Verdict::Done(Err(sense))
-            })
-        }
+        | Command::GetLbaStatus { .. } => medium::begin(unit, lun_read_only, command)
+            .unwrap_or_else(|sense| Verdict::Done(Err(sense))),
     }
 }
 

@@ -79,8 +79,11 @@ pub struct Segment {
 /// A field of the list is wrong; it begins at `byte`.
 fn in_list(byte: usize) -> Sense {
     let byte = u16::try_from(byte).unwrap_or(u16::MAX);
-    Sense::INVALID_FIELD_IN_PARAMETER_LIST
-        .with_field_pointer(FieldPointer { in_cdb: false, byte, bit: None })
+    Sense::INVALID_FIELD_IN_PARAMETER_LIST.with_field_pointer(FieldPointer {
+        in_cdb: false,
+        byte,
+        bit: None,
+    })
 }
 
 /// The parameter list of an EXTENDED COPY (LID1); `None` where there is none and nothing to do. `list`
@@ -174,7 +177,8 @@ fn parse_segments(bytes: &[u8], begin: usize) -> Result<&[[u8; SEGMENT_BYTES]], 
         if kind != BLOCK_TO_BLOCK {
             return Err(Sense::UNSUPPORTED_SEGMENT_DESCRIPTOR);
         }
-        if u16::from_be_bytes([high, low]) != SEGMENT_BYTES as u16 - 4 {
+        const DESCRIPTOR_LENGTH: u16 = SEGMENT_BYTES as u16 - 4; // what follows it
+        if u16::from_be_bytes([high, low]) != DESCRIPTOR_LENGTH {
             return Err(in_list(position.saturating_add(2)));
         }
         position = position.saturating_add(SEGMENT_BYTES);
@@ -195,18 +199,16 @@ fn parse_segments(bytes: &[u8], begin: usize) -> Result<&[[u8; SEGMENT_BYTES]], 
 impl<'a> CopyList<'a> {
     /// The segments, in the order of copying.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment> + use<'a> {
-        self.segments.iter().map(
-            |&[_, _, _, _, s0, s1, d0, d1, _, _, b0, b1, ref lbas @ ..]| {
-                let [f0, f1, f2, f3, f4, f5, f6, f7, t0, t1, t2, t3, t4, t5, t6, t7] = *lbas;
-                Segment {
-                    source: u16::from_be_bytes([s0, s1]),
-                    destination: u16::from_be_bytes([d0, d1]),
-                    blocks: u16::from_be_bytes([b0, b1]),
-                    source_lba: u64::from_be_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
-                    destination_lba: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
-                }
-            },
-        )
+        self.segments.iter().map(|&[_, _, _, _, s0, s1, d0, d1, _, _, b0, b1, ref lbas @ ..]| {
+            let [f0, f1, f2, f3, f4, f5, f6, f7, t0, t1, t2, t3, t4, t5, t6, t7] = *lbas;
+            Segment {
+                source: u16::from_be_bytes([s0, s1]),
+                destination: u16::from_be_bytes([d0, d1]),
+                blocks: u16::from_be_bytes([b0, b1]),
+                source_lba: u64::from_be_bytes([f0, f1, f2, f3, f4, f5, f6, f7]),
+                destination_lba: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+            }
+        })
     }
 
     /// The copy target that a segment names.

@@ -86,8 +86,7 @@ impl Sense {
     /// 26/06: EXTENDED COPY names more copy targets than [`crate::extended_copy`] takes.
     pub const TOO_MANY_TARGET_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x06);
     /// 26/07: EXTENDED COPY has a target descriptor of a kind not known here.
-    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Self =
-        Self::new(SenseKey::IllegalRequest, 0x26, 0x07);
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x07);
     /// 26/08: EXTENDED COPY has more segments than [`crate::extended_copy`] takes.
     pub const TOO_MANY_SEGMENT_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x08);
     /// 26/09: EXTENDED COPY has a segment descriptor of a kind not known here.

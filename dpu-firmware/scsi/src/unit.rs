@@ -126,7 +126,7 @@ impl LogicalUnit {
     /// that both halves of the data-out fit one SGV buffer.
     #[must_use]
     pub fn compare_and_write_blocks_max(&self) -> u8 {
-        let fits = (1_u32 << 20) >> self.block_shift();
+        let fits = (1_u32 << 20).checked_shr(self.block_shift()).unwrap_or(0);
         u8::try_from(fits).unwrap_or(u8::MAX).max(1)
     }
 

@@ -1,6 +1,9 @@
 //! CDBs: what each command's bytes mean, which are refused and with what field pointer.
 
-use lunar_scsi::cdb::{Command, ModeSense, PageControl, Transfer, opcode, parse};
+use lunar_scsi::cdb::{
+    ByteCheck, Command, ModeSense, PageControl, ReportOperationCodes, Transfer, WriteSame, parse,
+};
+use lunar_scsi::opcodes::{COMMANDS, HostCommand, opcode};
 use lunar_scsi::sense::Sense;
 use proptest::prelude::*;
 
@@ -18,37 +21,17 @@ fn transfer(lba: u64, blocks: u32, length_byte: u8) -> Transfer {
     Transfer { lba, blocks, fua: false, dpo: false, length_byte }
 }
 
-/// Operation code and length of every command there is.
-const LENGTHS: [(u8, usize); 19] = [
-    (opcode::TEST_UNIT_READY, 6),
-    (opcode::REQUEST_SENSE, 6),
-    (opcode::READ_6, 6),
-    (opcode::WRITE_6, 6),
-    (opcode::INQUIRY, 6),
-    (opcode::MODE_SENSE_6, 6),
-    (opcode::START_STOP_UNIT, 6),
-    (opcode::READ_CAPACITY_10, 10),
-    (opcode::READ_10, 10),
-    (opcode::WRITE_10, 10),
-    (opcode::SYNCHRONIZE_CACHE_10, 10),
-    (opcode::MODE_SENSE_10, 10),
-    (opcode::READ_16, 16),
-    (opcode::WRITE_16, 16),
-    (opcode::SYNCHRONIZE_CACHE_16, 16),
-    (opcode::SERVICE_ACTION_IN_16, 16),
-    (opcode::REPORT_LUNS, 12),
-    (opcode::READ_12, 12),
-    (opcode::WRITE_12, 12),
-];
-
-/// A CDB that parses, of the command's own length.
-fn valid(operation: u8, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    bytes[0] = operation;
-    if operation == opcode::SERVICE_ACTION_IN_16 {
-        bytes[1] = 0x10;
-    }
-    bytes
+/// A CDB that parses, of the command's own length, for every command that the table has.
+fn all() -> Vec<Vec<u8>> {
+    COMMANDS
+        .iter()
+        .map(|row| {
+            let mut bytes = vec![0; row.cdb_bytes().into()];
+            bytes[0] = row.operation;
+            bytes[1] = row.action.unwrap_or(0) as u8;
+            bytes
+        })
+        .collect()
 }
 
 #[test]
@@ -102,42 +85,184 @@ fn sbc_4_protection_information_is_refused() {
 
 #[test]
 fn sam_6_naca_is_refused_in_every_command() {
-    for (operation, length) in LENGTHS {
-        let mut bytes = valid(operation, length);
-        assert!(parse(&bytes).is_ok(), "{operation:#04x}");
-        bytes[length - 1] |= 0x04;
-        assert_eq!(parse(&bytes), invalid_field(length as u16 - 1, Some(2)), "{operation:#04x}");
+    for mut bytes in all() {
+        assert!(parse(&bytes).is_ok(), "{bytes:02x?}");
+        let last = bytes.len() - 1;
+        bytes[last] |= 0x04;
+        assert_eq!(parse(&bytes), invalid_field(last as u16, Some(2)), "{bytes:02x?}");
     }
 }
 
 #[test]
 fn a_short_cdb_is_an_invalid_field_where_it_ends() {
-    for (operation, length) in LENGTHS {
-        let bytes = valid(operation, length);
-        for end in 0..length {
-            assert_eq!(parse(&bytes[..end]), invalid_field(end as u16, None), "{operation:#04x}");
+    for bytes in all() {
+        for end in 0..bytes.len() {
+            assert_eq!(parse(&bytes[..end]), invalid_field(end as u16, None), "{bytes:02x?}");
         }
     }
 }
 
 #[test]
-fn every_other_operation_code_is_invalid() {
+fn every_operation_code_and_service_action_outside_the_table_is_invalid() {
     for operation in 0..=u8::MAX {
-        let known = LENGTHS.iter().any(|&(code, _)| code == operation);
-        let refused = parse(&cdb(&[operation, 0x10]))
-            == Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None));
-        assert_eq!(refused, !known, "{operation:#04x}");
+        let rows: Vec<_> = COMMANDS.iter().filter(|row| row.operation == operation).collect();
+        let has_actions = rows.iter().any(|row| row.action.is_some());
+        for action in 0..0x20 {
+            let known = if has_actions {
+                rows.iter().any(|row| row.action == Some(action.into()))
+            } else {
+                !rows.is_empty()
+            };
+            let answer = parse(&cdb(&[operation, action]));
+            let refused = answer.is_err_and(|sense| sense.asc == 0x20);
+            assert_eq!(refused, !known, "{operation:#04x} {action:#04x}");
+            if refused {
+                let field = if has_actions { (1, Some(4)) } else { (0, None) };
+                let expected = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(field.0, field.1);
+                assert_eq!(answer, Err(expected));
+            }
+        }
     }
 }
 
 #[test]
-fn sbc_4_service_action_in_knows_read_capacity_16_only() {
+fn the_table_is_ascending_and_its_usage_begins_with_the_operation_code() {
+    let unit = lunar_scsi::unit::Identity::new("V", "p", "r", "s", "t").unwrap();
+    let unit = lunar_scsi::unit::LogicalUnit::new(512, 1, unit).unwrap();
+    let order: Vec<_> = COMMANDS.iter().map(|row| (row.operation, row.action)).collect();
+    assert!(order.is_sorted() && order.windows(2).all(|pair| pair[0] != pair[1]));
+    for row in COMMANDS {
+        assert_eq!(row.usage(&unit).next(), Some(row.operation), "{}", row.name);
+        assert!([6, 10, 12, 16].contains(&row.cdb_bytes()), "{}", row.name);
+        // SPC-6, operation code: its group code tells the CDB's length.
+        let expected = match row.operation >> 5 {
+            0 => 6,
+            1 | 2 => 10,
+            4 => 16,
+            _ => 12,
+        };
+        assert_eq!(row.cdb_bytes(), expected, "{}", row.name);
+    }
+}
+
+#[test]
+fn sbc_4_read_capacity_16_and_get_lba_status() {
     let mut bytes = cdb(&[0x9E, 0x10]);
     bytes[10..14].copy_from_slice(&[0x80, 0, 1, 2]);
     assert_eq!(parse(&bytes), Ok(Command::ReadCapacity16 { allocation: 0x8000_0102 }));
-    for action in (0..0x20).filter(|&action| action != 0x10) {
-        let expected = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(1, Some(4));
-        assert_eq!(parse(&cdb(&[0x9E, action])), Err(expected));
+    let bytes = cdb(&[0x9E, 0x12, 0x80, 1, 2, 3, 4, 5, 6, 7, 0x88, 9, 10, 11]);
+    let (lba, allocation) = (0x8001_0203_0405_0607, 0x8809_0A0B);
+    assert_eq!(parse(&bytes), Ok(Command::GetLbaStatus { lba, allocation }));
+}
+
+#[test]
+fn sbc_4_verify_and_write_and_verify_in_three_lengths() {
+    let ten = (transfer(0x8203_0405, 0x0708, 7), cdb(&[0, 0, 0x82, 3, 4, 5, 6, 7, 8]));
+    let bytes = cdb(&[0, 0, 0x82, 3, 4, 5, 0x86, 7, 8, 9]);
+    let twelve = (transfer(0x8203_0405, 0x8607_0809, 6), bytes);
+    let bytes = cdb(&[0, 0, 0x82, 3, 4, 5, 6, 7, 8, 9, 0x8A, 11, 12, 13]);
+    let sixteen = (transfer(0x8203_0405_0607_0809, 0x8A0B_0C0D, 10), bytes);
+    for (verify, write, (expected, mut bytes)) in
+        [(0x2F, 0x2E, ten), (0xAF, 0xAE, twelve), (0x8F, 0x8E, sixteen)]
+    {
+        for (flags, check) in
+            [(0x00, ByteCheck::Medium), (0x02, ByteCheck::Blocks), (0x06, ByteCheck::OneBlock)]
+        {
+            // Where others have FUA there is nothing.
+            bytes[1] = flags | 0x10 | 0x08;
+            let expected = Transfer { dpo: true, ..expected };
+            bytes[0] = verify;
+            assert_eq!(parse(&bytes), Ok(Command::Verify(expected, check)));
+            bytes[0] = write;
+            assert_eq!(parse(&bytes), Ok(Command::WriteAndVerify(expected, check)));
+        }
+        bytes[1] = 0x04;
+        assert_eq!(parse(&bytes), invalid_field(1, Some(2)), "BYTCHK 10b is reserved");
+        bytes[1] = 0x20;
+        assert_eq!(parse(&bytes), invalid_field(1, Some(7)), "VRPROTECT");
+    }
+}
+
+#[test]
+fn sbc_4_write_same_10_and_16() {
+    let same = WriteSame {
+        lba: 0x8203_0405,
+        blocks: 0x0708,
+        anchor: true,
+        unmap: true,
+        no_data_out: false,
+        length_byte: 7,
+    };
+    let ten = cdb(&[0x41, 0x18, 0x82, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(parse(&ten), Ok(Command::WriteSame(same)));
+    let sixteen = cdb(&[0x93, 0x01, 0x82, 3, 4, 5, 6, 7, 8, 9, 0x8A, 11, 12, 13]);
+    let same = WriteSame {
+        lba: 0x8203_0405_0607_0809,
+        blocks: 0x8A0B_0C0D,
+        anchor: false,
+        unmap: false,
+        no_data_out: true,
+        length_byte: 10,
+    };
+    assert_eq!(parse(&sixteen), Ok(Command::WriteSame(same)));
+    assert_eq!(parse(&cdb(&[0x41, 0x01])), invalid_field(1, Some(0)), "NDOB is not in it");
+    for operation in [0x41, 0x93] {
+        assert_eq!(parse(&cdb(&[operation, 0x20])), invalid_field(1, Some(7)), "WRPROTECT");
+        assert_eq!(parse(&cdb(&[operation, 0x02])), invalid_field(1, Some(2)), "LBDATA");
+        assert_eq!(parse(&cdb(&[operation, 0x04])), invalid_field(1, Some(2)), "PBDATA");
+    }
+}
+
+#[test]
+fn sbc_4_orwrite_compare_and_write_unmap_and_pre_fetch() {
+    let bytes = cdb(&[0x8B, 0x08, 0x82, 3, 4, 5, 6, 7, 8, 9, 0x8A, 11, 12, 13]);
+    let or = Transfer { fua: true, ..transfer(0x8203_0405_0607_0809, 0x8A0B_0C0D, 10) };
+    assert_eq!(parse(&bytes), Ok(Command::OrWrite(or)));
+    let bytes = cdb(&[0x89, 0x10, 0x82, 3, 4, 5, 6, 7, 8, 9, 0xFF, 0xFF, 0xFF, 13]);
+    let compare = Transfer { dpo: true, ..transfer(0x8203_0405_0607_0809, 13, 13) };
+    assert_eq!(parse(&bytes), Ok(Command::CompareAndWrite(compare)));
+    let unmap = Command::Unmap { anchor: true, list_bytes: 0x8182 };
+    assert_eq!(parse(&cdb(&[0x42, 1, 0, 0, 0, 0, 0, 0x81, 0x82])), Ok(unmap));
+    let ten = Command::PreFetch { lba: 0x8203_0405, blocks: 0x0708 };
+    assert_eq!(parse(&cdb(&[0x34, 2, 0x82, 3, 4, 5, 0x1F, 7, 8])), Ok(ten));
+    let sixteen = Command::PreFetch { lba: 0x8203_0405_0607_0809, blocks: 0x8A0B_0C0D };
+    let bytes = cdb(&[0x90, 2, 0x82, 3, 4, 5, 6, 7, 8, 9, 0x8A, 11, 12, 13]);
+    assert_eq!(parse(&bytes), Ok(sixteen));
+}
+
+#[test]
+fn spc_6_reports_logs_defects_and_prevention() {
+    let report = ReportOperationCodes {
+        timeouts: true,
+        options: 3,
+        operation: 0x9E,
+        action: 0x0110,
+        allocation: 0x8001_0203,
+    };
+    let bytes = cdb(&[0xA3, 0x0C, 0x83, 0x9E, 1, 0x10, 0x80, 1, 2, 3]);
+    assert_eq!(parse(&bytes), Ok(Command::ReportOperationCodes(report)));
+    let report = Command::ReportTaskManagement { extended: true, allocation: 0x8001_0203 };
+    assert_eq!(parse(&cdb(&[0xA3, 0x0D, 0x80, 0, 0, 0, 0x80, 1, 2, 3])), Ok(report));
+    let log = Command::LogSense { page: 0x2F, subpage: 0xFF, save: true, allocation: 0x0102 };
+    assert_eq!(parse(&cdb(&[0x4D, 1, 0x6F, 0xFF, 0, 0, 0, 1, 2])), Ok(log));
+    let defects = Command::ReadDefectData { long: false, lists: 0x1D, allocation: 0x0102 };
+    assert_eq!(parse(&cdb(&[0x37, 0, 0xFD, 0, 0, 0, 0, 1, 2])), Ok(defects));
+    let defects = Command::ReadDefectData { long: true, lists: 0x0D, allocation: 0x8001_0203 };
+    assert_eq!(parse(&cdb(&[0xB7, 0x0D, 0, 0, 0, 0, 0x80, 1, 2, 3])), Ok(defects));
+    assert_eq!(parse(&cdb(&[0x1E, 0, 0, 0, 0x03])), Ok(Command::PreventAllow { prevent: 3 }));
+}
+
+#[test]
+fn what_the_host_executes_is_named_and_no_more() {
+    for (bytes, expected) in [
+        (cdb(&[0x04, 0x10]), HostCommand::FormatUnit),
+        (cdb(&[0x15, 0x11]), HostCommand::ModeSelect),
+        (cdb(&[0x55, 0x11]), HostCommand::ModeSelect),
+        (cdb(&[0x83]), HostCommand::ExtendedCopy),
+        (cdb(&[0x84]), HostCommand::ReceiveCopyResults),
+        (cdb(&[0x84, 3]), HostCommand::ReceiveCopyResults),
+    ] {
+        assert_eq!(parse(&bytes), Ok(Command::Host(expected)), "{bytes:02x?}");
     }
 }
 
@@ -215,34 +340,35 @@ fn the_remaining_commands() {
 
 #[test]
 fn sam_6_three_commands_leave_a_unit_attention_alone() {
-    for (operation, length) in LENGTHS {
-        let command = parse(&valid(operation, length)).unwrap();
+    for bytes in all() {
+        let command = parse(&bytes).unwrap();
         let expected =
-            [opcode::INQUIRY, opcode::REPORT_LUNS, opcode::REQUEST_SENSE].contains(&operation);
-        assert_eq!(command.ignores_unit_attention(), expected, "{operation:#04x}");
+            [opcode::INQUIRY, opcode::REPORT_LUNS, opcode::REQUEST_SENSE].contains(&bytes[0]);
+        assert_eq!(command.ignores_unit_attention(), expected, "{bytes:02x?}");
     }
 }
 
 #[test]
-fn only_the_writes_are_writes() {
-    for (operation, length) in LENGTHS {
-        let expected = [0x0A, 0x2A, 0xAA, 0x8A].contains(&operation);
-        assert_eq!(parse(&valid(operation, length)).unwrap().is_write(), expected);
+fn only_what_changes_the_medium_is_a_write() {
+    let writes = [0x04, 0x0A, 0x2A, 0x2E, 0x41, 0x42, 0x89, 0x8A, 0x8B, 0x8E, 0x93, 0xAA, 0xAE];
+    for bytes in all() {
+        assert_eq!(parse(&bytes).unwrap().is_write(), writes.contains(&bytes[0]), "{bytes:02x?}");
     }
+}
+
+fn any_known() -> impl Strategy<Value = Vec<u8>> {
+    prop::sample::select(all())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
     fn any_bytes_are_a_command_or_one_of_two_errors_that_point_into_them(
-        head in prop_oneof![
-            prop::sample::select(LENGTHS.to_vec()).prop_map(|(code, _)| code),
-            any::<u8>(),
-        ],
+        known in prop::option::weighted(0.9, any_known()),
         mut bytes in prop::collection::vec(any::<u8>(), 0..=260),
     ) {
-        if let Some(first) = bytes.first_mut() {
-            *first = head;
+        for (to, from) in bytes.iter_mut().zip(known.iter().flatten()).take(2) {
+            *to = *from;
         }
         if let Err(sense) = parse(&bytes) {
             let codes = [0x20, 0x24];
@@ -254,10 +380,10 @@ proptest! {
 
     #[test]
     fn bytes_after_the_command_change_nothing(
-        (operation, length) in prop::sample::select(LENGTHS.to_vec()),
+        known in any_known(),
         mut bytes in prop::collection::vec(any::<u8>(), 16..=260),
     ) {
-        bytes[0] = operation;
-        prop_assert_eq!(parse(&bytes), parse(&bytes[..length]));
+        bytes[..2].copy_from_slice(&known[..2]);
+        prop_assert_eq!(parse(&bytes), parse(&bytes[..known.len()]));
     }
 }

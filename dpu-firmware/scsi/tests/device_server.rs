@@ -5,9 +5,10 @@ use lunar_scsi::device_server::{
     BlockOperation, BlockOutcome, Ending, Parameter, Verdict, begin, begin_absent, begin_cdb, fill,
     finish,
 };
+use lunar_scsi::opcodes::{COMMANDS, HostCommand, HostCommands};
 use lunar_scsi::sense::{Sense, SenseKey};
 use lunar_scsi::status::Status;
-use lunar_scsi::unit::{Identity, InvalidUnit, LogicalUnit, Naa, Text};
+use lunar_scsi::unit::{DeviceType, Identity, InvalidUnit, LogicalUnit, Naa, Text};
 use proptest::prelude::*;
 
 fn identity() -> Identity {
@@ -151,13 +152,16 @@ fn sbc_4_synchronize_cache_flushes_its_range_and_zero_means_the_rest() {
 }
 
 #[test]
-fn sbc_4_stopping_flushes_and_power_conditions_and_ejecting_are_refused() {
+fn sbc_4_stopping_flushes_power_conditions_do_nothing_and_ejecting_is_refused() {
     let flush = Verdict::Block(BlockOperation::Flush { lba: 0, blocks: 0 });
     let start_stop = |unit: &LogicalUnit, flags| verdict(unit, &cdb(&[0x1B, 0, 0, 0, flags]));
     assert_eq!(start_stop(&disk(), 0x00), flush);
     assert_eq!(start_stop(&disk(), 0x04), Verdict::Done(Ok(())), "NO_FLUSH");
     assert_eq!(start_stop(&disk(), 0x01), Verdict::Done(Ok(())));
-    assert_eq!(start_stop(&disk(), 0x10), invalid_field(4, Some(7)));
+    for condition in 1..16 {
+        let verdict = start_stop(&disk(), condition << 4 | 0x02);
+        assert_eq!(verdict, Verdict::Done(Ok(())), "a power condition; LOEJ means nothing then");
+    }
     assert_eq!(start_stop(&disk(), 0x03), invalid_field(4, Some(1)));
     let removable = LogicalUnit { removable: true, ..disk() };
     assert_eq!(start_stop(&removable, 0x03), Verdict::Done(Ok(())), "load");
@@ -177,9 +181,15 @@ fn an_unknown_command_is_forwarded_only_where_an_agent_is_behind_the_unit() {
     let (command, verdict) = begin_cdb(&disk(), false, &persistent_reserve_in);
     assert_eq!(command, None);
     assert_eq!(verdict, refused(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)));
+    let mode_select = cdb(&[0x15, 0x10, 0, 0, 12]);
+    assert_eq!(
+        begin_cdb(&disk(), false, &mode_select).1,
+        refused(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None))
+    );
     let unit = LogicalUnit { forwards: true, ..disk() };
+    assert_eq!(begin_cdb(&unit, false, &mode_select).1, Verdict::Forward);
     assert_eq!(begin_cdb(&unit, false, &persistent_reserve_in), (None, Verdict::Forward));
-    assert_eq!(begin_cdb(&unit, false, &cdb(&[0x9E, 0x12])), (None, Verdict::Forward));
+    assert_eq!(begin_cdb(&unit, false, &cdb(&[0x9E, 0x13])), (None, Verdict::Forward));
     // A bad field is judged here, and so is an empty CDB.
     assert_eq!(begin_cdb(&unit, false, &cdb(&[0x28, 0x20])).1, invalid_field(1, Some(7)));
     assert_eq!(begin_cdb(&unit, false, &[]).1, invalid_field(0, None));
@@ -229,7 +239,7 @@ fn spc_6_standard_inquiry() {
 #[test]
 fn spc_6_page_00_lists_the_pages_and_each_is_there() {
     let bytes = vpd(&disk(), 0x00);
-    assert_eq!(bytes[4..], [0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2]);
+    assert_eq!(bytes[4..], [0x00, 0x80, 0x83, 0x86, 0x87, 0xB0, 0xB1, 0xB2]);
     for page in 0..=u8::MAX {
         let verdict = verdict(&disk(), &cdb(&[0x12, 1, page, 1, 0]));
         if bytes[4..].contains(&page) {
@@ -284,8 +294,14 @@ fn sbc_4_page_b0_block_limits() {
     };
     let bytes = vpd(&unit, 0xB0);
     assert_eq!(bytes.len(), 64);
-    assert_eq!(bytes[4..16], [0, 0, 0, 8, 5, 6, 7, 8, 1, 2, 3, 4]);
-    assert!(bytes[16..].iter().all(|&byte| byte == 0));
+    assert_eq!(bytes[4..16], [1, 255, 0, 8, 5, 6, 7, 8, 1, 2, 3, 4], "WSNZ; 255 blocks compared");
+    assert!(bytes[16..36].iter().all(|&byte| byte == 0), "no UNMAP");
+    assert_eq!(bytes[36..44], 0xFFFF_u64.to_be_bytes(), "MAXIMUM WRITE SAME LENGTH");
+    assert!(bytes[44..].iter().all(|&byte| byte == 0), "no WRITE ATOMIC");
+    let thin = vpd(&LogicalUnit { thin: true, ..unit }, 0xB0);
+    assert_eq!(thin[20..24], (1_u32 << 20).to_be_bytes(), "MAXIMUM UNMAP LBA COUNT");
+    assert_eq!(thin[24..28], 31_u32.to_be_bytes(), "MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT");
+    assert_eq!(thin[28..36], [0, 0, 0, 8, 0x80, 0, 0, 0], "granularity and alignment");
 }
 
 #[test]
@@ -299,7 +315,10 @@ fn sbc_4_page_b1_rotation_rate() {
 #[test]
 fn sbc_4_page_b2_provisioning_type() {
     assert_eq!(vpd(&disk(), 0xB2)[4..], [0, 0, 0, 0]);
-    assert_eq!(vpd(&LogicalUnit { thin: true, ..disk() }, 0xB2)[4..], [0, 0, 2, 0]);
+    let thin = LogicalUnit { thin: true, ..disk() };
+    assert_eq!(vpd(&thin, 0xB2)[4..], [0, 0xE0, 2, 0], "LBPU, LBPWS, LBPWS10");
+    let zero = LogicalUnit { unmapped_reads_zero: true, ..thin };
+    assert_eq!(vpd(&zero, 0xB2)[4..], [0, 0xE4, 2, 0], "LBPRZ");
 }
 
 // REPORT LUNS, READ CAPACITY, REQUEST SENSE
@@ -411,8 +430,10 @@ fn mode_sense_6(unit: &LogicalUnit, flags: u8, page: u8) -> (u8, Vec<u8>, Vec<Ve
 fn spc_6_all_pages_come_in_ascending_order() {
     let (_, _, pages) = mode_sense_6(&disk(), 0, 0x3F);
     let shape: Vec<(u8, usize)> = pages.iter().map(|page| (page[0], page.len())).collect();
-    assert_eq!(shape, [(0x08, 20), (0x0A, 12), (0x1C, 12)]);
-    for page in [0x08, 0x0A, 0x1C] {
+    let expected =
+        [(0x01, 12), (0x02, 16), (0x03, 24), (0x04, 24), (0x08, 20), (0x0A, 12), (0x1C, 12)];
+    assert_eq!(shape, expected);
+    for (page, _) in expected {
         let (_, _, single) = mode_sense_6(&disk(), 0, page);
         assert_eq!(single.len(), 1);
         assert!(pages.contains(&single[0]), "{page:#04x}");
@@ -434,13 +455,36 @@ fn spc_6_control_page_tells_the_task_set_type() {
 }
 
 #[test]
-fn spc_6_no_bit_is_changeable_and_nothing_is_saved() {
+fn spc_6_d_sense_and_swp_are_changeable_alone_zero_by_default_and_nothing_is_saved() {
     let cached = LogicalUnit { write_cache: true, ..disk() };
     for page in mode_sense_6(&cached, 0, 0x7F).2 {
-        assert!(page[2..].iter().all(|&byte| byte == 0), "{page:02x?}");
+        let expected: &[u8] = if page[0] == 0x0A { &[0x04, 0, 0x08] } else { &[] };
+        assert!(page[2..].iter().zip(expected).all(|(byte, expected)| byte == expected));
+        assert!(page[2 + expected.len()..].iter().all(|&byte| byte == 0), "{page:02x?}");
     }
+    let changed = LogicalUnit { descriptor_sense: true, software_write_protect: true, ..disk() };
+    assert_eq!(mode_sense_6(&changed, 0, 0x0A).2[0][2..5], [0x26, 0x10, 0x08]);
+    assert_eq!(mode_sense_6(&changed, 0, 0x8A).2[0][2..5], [0x22, 0x10, 0x00]);
     let expected = refused(Sense::SAVING_PARAMETERS_NOT_SUPPORTED.with_field(2, Some(7)));
     assert_eq!(verdict(&disk(), &cdb(&[0x1A, 0, 0xFF, 0, 0xFF])), expected);
+}
+
+#[test]
+fn sbc_2_pages_03_and_04_tell_a_geometry_of_63_sectors_and_255_heads() {
+    let unit = LogicalUnit::new(4096, 63 * 255 * 0x0102, identity()).unwrap();
+    let (_, _, format) = mode_sense_6(&unit, 0, 0x03);
+    assert_eq!(format[0][10..14], [0, 63, 0x10, 0x00], "sectors per track, bytes per sector");
+    let (_, _, geometry) = mode_sense_6(&LogicalUnit { rotational: true, ..unit }, 0, 0x04);
+    assert_eq!(geometry[0][2..6], [0, 1, 2, 255], "cylinders, heads");
+    assert_eq!(geometry[0][20..22], 15_000_u16.to_be_bytes());
+}
+
+#[test]
+fn spc_6_control_extension_has_the_sub_page_format() {
+    let bytes = data(Some(&disk()), &cdb(&[0x1A, 0x08, 0x0A, 0x01, 0xFF]));
+    assert_eq!((bytes.len(), &bytes[4..8]), (4 + 32, &[0x4A, 0x01, 0, 0x1C][..]));
+    let both = data(Some(&disk()), &cdb(&[0x1A, 0x08, 0x0A, 0xFF, 0xFF]));
+    assert_eq!((both[4], both[16..].to_vec()), (0x0A, bytes[4..].to_vec()));
 }
 
 #[test]
@@ -473,14 +517,19 @@ fn sbc_4_block_descriptors_short_long_and_disabled() {
 
 #[test]
 fn spc_6_unknown_pages_and_subpages_are_refused() {
-    for page in (0..0x3F).filter(|page| ![0x08, 0x0A, 0x1C].contains(page)) {
+    let known = [0x01, 0x02, 0x03, 0x04, 0x08, 0x0A, 0x1C];
+    for page in (0..0x3F).filter(|page| !known.contains(page)) {
         assert_eq!(verdict(&disk(), &cdb(&[0x1A, 0, page, 0, 0xFF])), invalid_field(2, Some(5)));
     }
     for subpage in 1..0xFF {
-        assert_eq!(verdict(&disk(), &cdb(&[0x1A, 0, 0x0A, subpage, 0xFF])), invalid_field(3, None));
+        for page in [0x08, 0x0A, 0x3F] {
+            let refused = verdict(&disk(), &cdb(&[0x1A, 0, page, subpage, 0xFF]));
+            let known = (page, subpage) == (0x0A, 0x01);
+            assert_eq!(refused == invalid_field(3, None), !known, "{page:#04x} {subpage:#04x}");
+        }
     }
     let all = data(Some(&disk()), &cdb(&[0x1A, 0, 0x3F, 0xFF, 0xFF]));
-    assert_eq!(all, data(Some(&disk()), &cdb(&[0x1A, 0, 0x3F, 0, 0xFF])));
+    assert_eq!(all.len(), data(Some(&disk()), &cdb(&[0x1A, 0, 0x3F, 0, 0xFF])).len() + 32);
 }
 
 // Endings
@@ -498,6 +547,10 @@ fn a_backend_outcome_becomes_status_or_sense() {
         (BlockOutcome::Lost, sense(SenseKey::AbortedCommand, 0x08, 0x00)),
         (BlockOutcome::HardwareError, sense(SenseKey::HardwareError, 0x44, 0x00)),
         (BlockOutcome::OutOfRange, sense(SenseKey::IllegalRequest, 0x21, 0x00)),
+        (
+            BlockOutcome::Miscompare { offset_bytes: 79 },
+            Ending::Sense(Sense::new(SenseKey::Miscompare, 0x1D, 0x00).with_information(79)),
+        ),
         (
             BlockOutcome::MediumReadError { lba: 77 },
             Ending::Sense(Sense::MEDIUM_ERROR_READ.with_information(77)),
@@ -547,6 +600,13 @@ fn names_outside_their_fields_are_refused() {
 
 // Properties
 
+const EVERYTHING: HostCommands = HostCommands::NONE
+    .with(HostCommand::ModeSelect)
+    .with(HostCommand::FormatUnit)
+    .with(HostCommand::ExtendedCopy)
+    .with(HostCommand::ReceiveCopyResults)
+    .with(HostCommand::MediumRemoval);
+
 /// Units in and out of their ranges: the device server must survive both.
 fn any_unit() -> impl Strategy<Value = LogicalUnit> {
     (any::<[u32; 3]>(), any::<u64>(), any::<[bool; 7]>(), any::<[u8; 2]>(), "[ -~]{0,64}").prop_map(
@@ -569,6 +629,11 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
                 ..Identity::new("v", "p", "r", &name, &name).unwrap()
             },
             forwards: flags[6],
+            device_type: if bytes[0] & 1 == 0 { DeviceType::Disk } else { DeviceType::CdDvd },
+            software_write_protect: bytes[0] & 2 != 0,
+            descriptor_sense: bytes[0] & 4 != 0,
+            unmapped_reads_zero: bytes[0] & 8 != 0,
+            host_commands: if bytes[0] & 16 == 0 { HostCommands::NONE } else { EVERYTHING },
         },
     )
 }
@@ -576,10 +641,7 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
 /// CDBs that often are commands.
 fn any_cdb() -> impl Strategy<Value = Vec<u8>> {
     let operation = prop_oneof![
-        prop::sample::select(vec![
-            0x00, 0x03, 0x08, 0x12, 0x1A, 0x1B, 0x25, 0x28, 0x2A, 0x35, 0x5A, 0x88, 0x8A, 0x91,
-            0x9E, 0xA0, 0xA8, 0xAA
-        ]),
+        prop::sample::select(COMMANDS.iter().map(|row| row.operation).collect::<Vec<_>>()),
         any::<u8>()
     ];
     (operation, any::<bool>(), prop::collection::vec(any::<u8>(), 0..=260)).prop_map(
@@ -603,20 +665,44 @@ fn any_cdb() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// The blocks that an operation is about, where it names them itself.
+fn range(operation: &BlockOperation) -> Option<(u64, u32)> {
+    match *operation {
+        BlockOperation::Read { lba, blocks }
+        | BlockOperation::Write { lba, blocks, .. }
+        | BlockOperation::Flush { lba, blocks }
+        | BlockOperation::Compare { lba, blocks, .. }
+        | BlockOperation::CompareAndWrite { lba, blocks, .. }
+        | BlockOperation::WriteAndVerify { lba, blocks }
+        | BlockOperation::OrWrite { lba, blocks, .. }
+        | BlockOperation::WriteSame { lba, blocks, .. }
+        | BlockOperation::LbaStatus { lba, blocks, .. } => Some((lba, blocks)),
+        BlockOperation::Unmap { .. } => None,
+    }
+}
+
 /// The length of the whole that the parameter data itself tells, with its header; `None` where it
 /// has no such field.
 fn told_length(parameter: &Parameter, bytes: &[u8]) -> Option<usize> {
+    let be32 = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
     let be16 = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
     Some(match parameter {
         Parameter::StandardInquiry { .. } => 5 + usize::from(bytes[4]),
         Parameter::VitalProductData { .. } => 4 + be16(2),
-        Parameter::ReportLuns { .. } => {
-            8 + u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize
-        }
+        Parameter::ReportLuns { .. } => 8 + be32(0),
         Parameter::ReadCapacity10 | Parameter::ReadCapacity16 { .. } => return None,
         Parameter::ModeSense { sense, .. } if sense.long => 2 + be16(0),
         Parameter::ModeSense { .. } => 1 + usize::from(bytes[0]),
         Parameter::RequestSense { .. } => 8 + usize::from(bytes[7]),
+        Parameter::LogPage { .. } => 4 + be16(2),
+        Parameter::DefectData { long: false, .. } => 4 + be16(2),
+        Parameter::DefectData { long: true, .. } => 8 + be32(4),
+        Parameter::LbaStatus { .. } => 4 + be32(0),
+        Parameter::OperationCodes(report) if report.options == 0 => 4 + be32(0),
+        Parameter::OperationCodes(report) => {
+            4 + be16(2) + if report.timeouts && bytes[1] & 0x80 != 0 { 12 } else { 0 }
+        }
+        Parameter::TaskManagement { .. } => 4 + usize::from(bytes[3]),
     })
 }
 
@@ -657,8 +743,24 @@ proptest! {
             Parameter::RequestSense { descriptor_format, .. } => {
                 Parameter::RequestSense { descriptor_format, allocation: u8::MAX }
             }
+            Parameter::LogPage { page, subpage, .. } => {
+                Parameter::LogPage { page, subpage, allocation: u16::MAX }
+            }
+            Parameter::DefectData { long, lists, .. } => {
+                Parameter::DefectData { long, lists, allocation: u32::MAX }
+            }
+            Parameter::LbaStatus { lba, blocks, .. } => {
+                Parameter::LbaStatus { lba, blocks, allocation: u32::MAX }
+            }
+            Parameter::OperationCodes(report) => {
+                let report = cdb::ReportOperationCodes { allocation: u32::MAX, ..report };
+                Parameter::OperationCodes(report)
+            }
+            Parameter::TaskManagement { extended, .. } => {
+                Parameter::TaskManagement { extended, allocation: u32::MAX }
+            }
         };
-        let mut whole = vec![0; 1024];
+        let mut whole = vec![0; 4096];
         let whole_length = run(&generous, &mut whole);
         prop_assert!(whole_length as u64 <= u64::from(generous.length_max()));
         if let Some(told) = told_length(&generous, &whole) {
@@ -666,7 +768,7 @@ proptest! {
         }
 
         // In a buffer of the size asked for, the allocation length alone cuts.
-        let mut claimed = vec![0; (parameter.length_max() as usize).min(1024)];
+        let mut claimed = vec![0; (parameter.length_max() as usize).min(4096)];
         let claimed_length = run(&parameter, &mut claimed);
         prop_assert_eq!(claimed_length, whole_length.min(parameter.length_max() as usize));
 
@@ -683,19 +785,22 @@ proptest! {
     ) {
         let (command, verdict) = begin_cdb(&unit, lun_read_only, &bytes);
         match verdict {
-            Verdict::Block(
-                BlockOperation::Read { lba, blocks } | BlockOperation::Write { lba, blocks, .. },
-            ) => {
-                prop_assert!(blocks > 0);
-                prop_assert!(u128::from(lba) + u128::from(blocks) <= u128::from(unit.blocks));
+            Verdict::Block(operation) => {
+                if let Some((lba, blocks)) = range(&operation) {
+                    let to_the_end = matches!(operation, BlockOperation::Flush { .. });
+                    prop_assert!(blocks > 0 || to_the_end);
+                    prop_assert!(u128::from(lba) + u128::from(blocks) <= u128::from(unit.blocks));
+                }
             }
-            Verdict::Block(BlockOperation::Flush { lba, blocks }) => {
-                prop_assert!(u128::from(lba) + u128::from(blocks) <= u128::from(unit.blocks));
-            }
-            Verdict::Forward => prop_assert!(unit.forwards && command.is_none()),
+            Verdict::Forward => prop_assert!(unit.forwards),
+            Verdict::UnmapList { bytes } => prop_assert!(unit.thin && bytes >= 8),
             Verdict::Done(_) | Verdict::Parameter(_) => {}
         }
-        let wrote = matches!(verdict, Verdict::Block(BlockOperation::Write { .. }));
+        let wrote = match verdict {
+            Verdict::Block(operation) => operation.is_write(),
+            Verdict::UnmapList { .. } => true,
+            _ => false,
+        };
         prop_assert!(!wrote || !(unit.read_only || lun_read_only));
         prop_assert!(!wrote || command.as_ref().is_some_and(Command::is_write));
         if let Some(command) = command {

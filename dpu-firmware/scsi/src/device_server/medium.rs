@@ -1,7 +1,9 @@
 //! The commands about the medium besides the ordinary READ and WRITE: what each comes to, and UNMAP's
 //! parameter list.
 
-use super::{BlockOperation, LBA_RUNS_MAX, Parameter, Verdict, check_range, check_transfer, check_writable};
+use super::{
+    BlockOperation, LBA_RUNS_MAX, Parameter, Verdict, check_range, check_transfer, check_writable,
+};
 use crate::cdb::{ByteCheck, Command, Transfer, WriteSame};
 use crate::opcodes::HostCommand;
 use crate::sense::{FieldPointer, Sense};

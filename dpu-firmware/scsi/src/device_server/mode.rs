@@ -109,8 +109,8 @@ fn format_device(unit: &LogicalUnit, writer: &mut Writer<'_>) {
 }
 
 fn geometry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
-    let cylinder = u64::from(SECTORS_PER_TRACK).saturating_mul(HEADS.into()).max(1);
-    let cylinders = u32::try_from(unit.blocks / cylinder).unwrap_or(u32::MAX).min(0xFF_FFFF);
+    const CYLINDER: u64 = SECTORS_PER_TRACK as u64 * HEADS as u64;
+    let cylinders = unit.blocks.checked_div(CYLINDER).unwrap_or(0).min(0xFF_FFFF) as u32;
     let [_, c0, c1, c2] = cylinders.to_be_bytes();
     writer.put(&[c0, c1, c2, HEADS]);
     writer.zeros(14);
@@ -259,11 +259,9 @@ pub fn select(unit: &LogicalUnit, cdb: &[u8], list: &[u8]) -> Result<ModeParamet
     const PAGE_FORMAT: u8 = 0x10;
     const REVERT: u8 = 0x02;
     const SAVE: u8 = 0x01;
-    for (bit, refused) in [
-        (4, flags & PAGE_FORMAT == 0),
-        (1, flags & REVERT != 0),
-        (0, flags & SAVE != 0),
-    ] {
+    for (bit, refused) in
+        [(4, flags & PAGE_FORMAT == 0), (1, flags & REVERT != 0), (0, flags & SAVE != 0)]
+    {
         if refused {
             return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(bit)));
         }
@@ -283,8 +281,11 @@ pub fn select(unit: &LogicalUnit, cdb: &[u8], list: &[u8]) -> Result<ModeParamet
 /// A field of the list is wrong; it begins at `position`.
 fn in_list(position: usize) -> Sense {
     let byte = u16::try_from(position).unwrap_or(u16::MAX);
-    Sense::INVALID_FIELD_IN_PARAMETER_LIST
-        .with_field_pointer(FieldPointer { in_cdb: false, byte, bit: None })
+    Sense::INVALID_FIELD_IN_PARAMETER_LIST.with_field_pointer(FieldPointer {
+        in_cdb: false,
+        byte,
+        bit: None,
+    })
 }
 
 /// SPC-6, mode parameter header, of which MODE SELECT takes the block descriptor's length alone, and

@@ -140,7 +140,7 @@ fn designator(code_set: u8, kind: u8, head: &[u8], tail: &[u8], writer: &mut Wri
 fn block_limits(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     const NO_WRITE_SAME_OF_ZERO: u8 = 0x01; // WSNZ
     writer.put(&[NO_WRITE_SAME_OF_ZERO, unit.compare_and_write_blocks_max()]);
-    let granularity = 1_u16 << (unit.physical_blocks_exponent & 0x0F);
+    let granularity: u16 = 1 << (unit.physical_blocks_exponent & 0x0F);
     writer.put(&granularity.to_be_bytes());
     writer.put(&unit.maximum_transfer_blocks.to_be_bytes());
     writer.put(&unit.optimal_transfer_blocks.to_be_bytes());
