@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::{BlockDevice, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId};
 use crate::memory::HostBuffer;
+use crate::open::OpenError;
 use crate::random::Random;
 
 /// Virtual time in nanoseconds, set by whoever drives the device. Cloning shares it.
@@ -136,5 +137,9 @@ impl<D: BlockDevice> BlockDevice for Delay<D> {
 
     fn outstanding(&self) -> usize {
         self.late.len() + self.device.outstanding()
+    }
+
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        self.device.resync_size()
     }
 }

@@ -5,13 +5,14 @@ use std::os::fd::BorrowedFd;
 
 use crate::device::{BlockDevice, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId};
 use crate::memory::HostBuffer;
+use crate::open::OpenError;
 
 /// Which requests a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Reads that touch the rule's blocks.
+    /// Reads and comparisons that touch the rule's blocks.
     Read,
-    /// Writes that touch the rule's blocks.
+    /// Whatever changes the rule's blocks ([`Request::writes`]).
     Write,
     /// Flushes; they touch every block.
     Flush,
@@ -44,12 +45,14 @@ pub struct Rule {
 impl Rule {
     fn hits(&self, request: &Request) -> bool {
         let operation = match request {
-            Request::Read { .. } => Operation::Read,
-            Request::Write { .. } => Operation::Write,
             Request::Flush => Operation::Flush,
+            Request::Read { .. } | Request::Compare { .. } => Operation::Read,
+            // What only asks about blocks does not go to the medium.
+            Request::Prefetch { .. } | Request::LbaStatus { .. } => return false,
+            _ => Operation::Write,
         };
         let touches = request.range().is_none_or(|(lba, blocks)| {
-            let last = lba.saturating_add(u64::from(blocks).saturating_sub(1));
+            let last = lba.saturating_add(blocks.saturating_sub(1));
             lba <= self.lba_last && last >= self.lba_first
         });
         operation == self.operation && touches && self.remaining != Some(0)
@@ -125,5 +128,9 @@ impl<D: BlockDevice> BlockDevice for Fault<D> {
 
     fn outstanding(&self) -> usize {
         self.ended.len() + self.hanging.len() + self.device.outstanding()
+    }
+
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        self.device.resync_size()
     }
 }

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod memory_disk;
 mod open;
 mod random;
+mod running;
 mod synchronous;
 mod uring;
 pub mod vdisk_blockio;
@@ -27,9 +28,9 @@ pub mod verify;
 
 pub use device::{
     BlockDevice, ByteRange, CancelAnswer, CommandDevice, CommandEnd, Ended, Geometry, Outcome,
-    Request, RequestId,
+    Request, RequestId, Run,
 };
 pub use engine::EngineChoice;
-pub use file_device::FileDevice;
+pub use file_device::{FileDevice, Parameters};
 pub use memory::{Arena, HostBuffer};
 pub use open::{OpenError, Opened};

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
+/// Bytes that are copied out of an arena to be looked at: two of them fit a first-level cache.
+const CHUNK_BYTES: usize = 4096;
+
 /// A shared mapping. Cloning shares it; it is unmapped when the last clone and the last
 /// [`HostBuffer`] in it are gone.
 #[derive(Clone)]
@@ -170,14 +173,63 @@ impl HostBuffer {
         unsafe { std::ptr::write_bytes(self.pointer(), 0, self.length as usize) };
     }
 
-    /// The window without its first `bytes`; empty when there are not so many.
+    /// The part of `length` bytes behind the first `skip`; shorter, or empty, where the window ends.
     #[must_use]
-    pub(crate) fn skip(&self, bytes: u32) -> Self {
-        let bytes = bytes.min(self.length);
+    pub(crate) fn part(&self, skip: u32, length: u32) -> Self {
+        let skip = skip.min(self.length);
         Self {
             arena: self.arena.clone(),
-            offset: self.offset + bytes as usize,
-            length: self.length - bytes,
+            offset: self.offset + skip as usize,
+            length: length.min(self.length - skip),
+        }
+    }
+
+    /// How many bytes at the start of this window and of `other` are equal. Goes through them in
+    /// small copies, because what lies in an arena may change under any reader.
+    #[must_use]
+    pub(crate) fn equal_bytes(&self, other: &Self) -> u32 {
+        let (mut mine, mut theirs) = ([0; CHUNK_BYTES], [0; CHUNK_BYTES]);
+        let length = self.length.min(other.length);
+        let mut at = 0;
+        while at < length {
+            let chunk = (length - at).min(CHUNK_BYTES as u32) as usize;
+            let (mine, theirs) = (&mut mine[..chunk], &mut theirs[..chunk]);
+            if !self.read(at, mine) || !other.read(at, theirs) {
+                break;
+            }
+            if mine != theirs {
+                let same = mine.iter().zip(theirs.iter()).take_while(|(one, two)| one == two);
+                return at + same.count() as u32;
+            }
+            at += chunk as u32;
+        }
+        at
+    }
+
+    /// Sets every bit here that is set in `other`, byte by byte, as far as both reach.
+    pub(crate) fn or(&self, other: &Self) {
+        let (mut mine, mut theirs) = ([0; CHUNK_BYTES], [0; CHUNK_BYTES]);
+        let length = self.length.min(other.length);
+        let mut at = 0;
+        while at < length {
+            let chunk = (length - at).min(CHUNK_BYTES as u32) as usize;
+            let (mine, theirs) = (&mut mine[..chunk], &mut theirs[..chunk]);
+            if !self.read(at, mine) || !other.read(at, theirs) {
+                return;
+            }
+            mine.iter_mut().zip(theirs.iter()).for_each(|(one, two)| *one |= two);
+            if !self.write(at, mine) {
+                return;
+            }
+            at += chunk as u32;
+        }
+    }
+
+    /// Fills the window with copies of `block`.
+    pub(crate) fn fill(&self, block: &[u8]) {
+        for skip in (0..self.length as usize).step_by(block.len().max(1)) {
+            let length = block.len().min(self.length as usize - skip);
+            let _ = self.write(skip as u32, &block[..length]);
         }
     }
 

@@ -5,9 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device::{
-    BlockDevice, ByteRange, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId,
+    BlockDevice, ByteRange, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId, all_mapped,
 };
 use crate::memory::HostBuffer;
+use crate::open::OpenError;
 use crate::random::Random;
 
 /// What is stored. Cloning shares it.
@@ -39,6 +40,12 @@ impl Medium {
         let mut bytes = self.lock();
         let stored = offset.checked_add(new.len()).and_then(|end| bytes.get_mut(offset..end));
         stored.map(|stored| stored.copy_from_slice(new)).is_some()
+    }
+
+    /// Makes it `blocks` long; new blocks are zeroed. Disks over it notice at their next
+    /// [`BlockDevice::resync_size`].
+    pub fn resize(&self, blocks: usize) {
+        self.lock().resize(blocks * self.block_bytes as usize, 0);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -91,6 +98,11 @@ impl MemoryDisk {
         }
     }
 
+    /// Makes it thin provisioned: it takes [`Request::Unmap`].
+    pub fn set_thin(&mut self, thin: bool) {
+        self.geometry.thin = thin;
+    }
+
     /// Makes it read-only, as a device with `read_only = 1`.
     pub fn set_read_only(&mut self, read_only: bool) {
         self.geometry.read_only = read_only;
@@ -101,19 +113,62 @@ impl MemoryDisk {
             Ok(range) => range,
             Err(outcome) => return outcome,
         };
-        let (Some(ByteRange { offset, length }), Some(data)) = (range, data) else {
+        let Some(ByteRange { offset, length }) = range else {
             return Outcome::Done;
         };
         let mut bytes = self.medium.lock();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let Some(stored) = bytes.get_mut(start..start.saturating_add(length as usize)) else {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let Some(stored) = bytes.get_mut(start..start.saturating_add(length)) else {
             return Outcome::OutOfRange;
         };
-        let moved = match request {
-            Request::Read { .. } => data.write(0, stored),
-            _ => data.read(0, stored),
+        let mut given = vec![0; data.map_or(0, |data| data.length() as usize)];
+        if !data.is_none_or(|data| data.read(0, &mut given)) {
+            return Outcome::HardwareError;
+        }
+        self.change(request, stored, &given, data)
+    }
+
+    /// `given` is what `data` holds.
+    fn change(
+        &self,
+        request: &Request,
+        stored: &mut [u8],
+        given: &[u8],
+        data: Option<&HostBuffer>,
+    ) -> Outcome {
+        let block_bytes = self.geometry.block_bytes as usize;
+        let differs = |stored: &[u8], given: &[u8]| {
+            let expected = given.iter().cycle().take(stored.len());
+            let at = stored.iter().zip(expected).position(|(one, other)| one != other);
+            at.map(|at| Outcome::Miscompare { offset: at as u64 })
         };
-        if moved { Outcome::Done } else { Outcome::HardwareError }
+        match request {
+            Request::Read { .. } => {
+                if !data.is_some_and(|data| data.write(0, stored)) {
+                    return Outcome::HardwareError;
+                }
+            }
+            Request::Write { .. } | Request::WriteAndVerify { .. } => stored.copy_from_slice(given),
+            Request::Compare { .. } => return differs(stored, given).unwrap_or(Outcome::Done),
+            Request::CompareAndWrite { .. } => {
+                let (expected, new) = given.split_at(stored.len());
+                if let Some(miscompare) = differs(stored, expected) {
+                    return miscompare;
+                }
+                stored.copy_from_slice(new);
+            }
+            Request::OrWrite { .. } => {
+                stored.iter_mut().zip(given).for_each(|(one, other)| *one |= other);
+            }
+            Request::WriteSame { .. } if !given.is_empty() => {
+                stored.chunks_mut(block_bytes).for_each(|block| block.copy_from_slice(given));
+            }
+            Request::WriteSame { .. } | Request::Unmap { .. } => stored.fill(0),
+            Request::LbaStatus { lba, blocks } => return all_mapped(*lba, *blocks, data),
+            Request::Prefetch { .. } | Request::Flush => {}
+        }
+        Outcome::Done
     }
 }
 
@@ -160,5 +215,11 @@ impl BlockDevice for MemoryDisk {
 
     fn outstanding(&self) -> usize {
         self.waiting.len()
+    }
+
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        let bytes = self.medium.lock().len() as u64;
+        self.geometry.blocks = bytes / u64::from(self.geometry.block_bytes);
+        Ok(Vec::new())
     }
 }

@@ -1,20 +1,23 @@
-//! The engine of last resort: pread, pwritev2 and fdatasync, one after the other, at `poll`.
+//! The engine of last resort: one system call after the other, at `poll`.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
 
+use rustix::fs::{Advice, fadvise, fallocate};
 use rustix::io::Errno;
 
-use crate::device::{CancelAnswer, Ended, Outcome, Request, RequestId};
-use crate::engine::{Running, withdraw};
+use crate::device::{CancelAnswer, Outcome, RequestId};
+use crate::engine::withdraw;
+use crate::running::{Call, Running};
 
 /// See the module.
 pub(crate) struct Synchronous {
     file: Arc<File>,
     waiting: VecDeque<Running>,
-    cancelled: Vec<RequestId>,
+    cancelled: Vec<Running>,
 }
 
 impl Synchronous {
@@ -28,24 +31,34 @@ impl Synchronous {
 
     pub(crate) fn cancel(&mut self, id: RequestId) -> CancelAnswer {
         match withdraw(&mut self.waiting, id) {
-            Some(_) => {
-                self.cancelled.push(id);
+            Some(running) => {
+                self.cancelled.push(running);
                 CancelAnswer::Cancelled
             }
             None => CancelAnswer::TooLate,
         }
     }
 
-    pub(crate) fn poll(&mut self, ended: &mut Vec<Ended>) {
-        ended.extend(self.cancelled.drain(..).map(|id| (id, Outcome::Cancelled)));
-        while let Some(mut running) = self.waiting.pop_front() {
+    /// Ends every request that has not many calls, and makes one call for each of the others.
+    pub(crate) fn poll(&mut self, ended: &mut Vec<(Running, Outcome)>) {
+        ended.extend(self.cancelled.drain(..).map(|running| (running, Outcome::Cancelled)));
+        for _ in 0..self.waiting.len() {
+            let Some(mut running) = self.waiting.pop_front() else {
+                break;
+            };
             let outcome = loop {
-                let result = self.call(&running);
-                if let Some(outcome) = running.advance(result) {
+                let outcome = match running.call() {
+                    Some(call) => running.advance(self.make(call)),
+                    None => Some(Outcome::HardwareError),
+                };
+                if outcome.is_some() || running.is_long() {
                     break outcome;
                 }
             };
-            ended.push((running.id, outcome));
+            match outcome {
+                Some(outcome) => ended.push((running, outcome)),
+                None => self.waiting.push_back(running),
+            }
         }
     }
 
@@ -53,13 +66,18 @@ impl Synchronous {
         self.waiting.len() + self.cancelled.len()
     }
 
-    fn call(&self, running: &Running) -> Result<usize, Errno> {
-        let result = match (running.rest(), running.request) {
-            (Some((rest, offset)), Request::Read { .. }) => rest.pread(&*self.file, offset),
-            (Some((rest, offset)), Request::Write { .. }) => {
-                rest.pwrite(&*self.file, offset, running.durable)
+    fn make(&self, call: Call) -> Result<usize, Errno> {
+        let file = &*self.file;
+        let result = match call {
+            Call::Read { window, offset } => window.pread(file, offset),
+            Call::Write { window, offset, durable } => window.pwrite(file, offset, durable),
+            Call::Sync => file.sync_data().map(|()| 0),
+            Call::Allocate { mode, offset, length } => {
+                return fallocate(file, mode, offset, length).map(|()| 0);
             }
-            _ => self.file.sync_data().map(|()| 0),
+            Call::Advise { offset, length } => {
+                return fadvise(file, offset, NonZero::new(length), Advice::WillNeed).map(|()| 0);
+            }
         };
         result.map_err(|error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }

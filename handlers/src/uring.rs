@@ -16,12 +16,17 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::device::{CancelAnswer, Ended, Outcome, Request, RequestId};
-use crate::engine::{Running, withdraw};
+use crate::device::{CancelAnswer, Outcome, RequestId};
+use crate::engine::withdraw;
+use crate::running::{Call, Running};
 
 /// Requests the kernel holds at a time; more wait here. Deep enough for an NVMe disk, and the
 /// completion queue (twice as long) can never overflow.
 const IN_KERNEL_MAX: u32 = 256;
+
+/// Submissions in one poll: what is in the page cache is done by then, so a request over a whole disk
+/// would never let the caller go.
+const ROUNDS_MAX: u32 = 4;
 
 /// See the module.
 pub(crate) struct Uring {
@@ -33,7 +38,8 @@ pub(crate) struct Uring {
     in_kernel: Vec<Option<Running>>,
     free: Vec<usize>,
     waiting: VecDeque<Running>,
-    cancelled: Vec<RequestId>,
+    /// Requests that ended without the kernel: cancelled, or with nothing to call for.
+    ended: Vec<(Running, Outcome)>,
 }
 
 impl Uring {
@@ -46,7 +52,13 @@ impl Uring {
         let ring = IoUring::new(IN_KERNEL_MAX)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let codes = [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE];
+        let codes = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+            opcode::Fadvise::CODE,
+        ];
         if !codes.iter().all(|code| probe.is_supported(*code)) {
             return Err(Errno::NOSYS.into());
         }
@@ -60,7 +72,7 @@ impl Uring {
             in_kernel: std::iter::repeat_with(|| None).take(slots).collect(),
             free: (0..slots).rev().collect(),
             waiting: VecDeque::with_capacity(slots),
-            cancelled: Vec::new(),
+            ended: Vec::new(),
         })
     }
 
@@ -68,25 +80,32 @@ impl Uring {
         self.waiting.push_back(running);
     }
 
-    /// Takes back what the kernel was not told about. What it was told about, it may be doing.
+    /// Takes back what the kernel was not told about. What it was told about, it may be doing: that
+    /// ends with the call under way, where the request allows it.
     pub(crate) fn cancel(&mut self, id: RequestId) -> CancelAnswer {
-        match withdraw(&mut self.waiting, id) {
-            Some(_) => {
-                self.cancelled.push(id);
-                self.wake();
-                CancelAnswer::Cancelled
-            }
-            None => CancelAnswer::TooLate,
+        if let Some(running) = withdraw(&mut self.waiting, id) {
+            self.ended.push((running, Outcome::Cancelled));
+            self.wake();
+            return CancelAnswer::Cancelled;
+        }
+        let mut out = self.in_kernel.iter_mut().flatten();
+        if out.any(|running| running.id == id && running.stop(true)) {
+            CancelAnswer::Cancelled
+        } else {
+            CancelAnswer::TooLate
         }
     }
 
-    pub(crate) fn poll(&mut self, ended: &mut Vec<Ended>) {
+    pub(crate) fn poll(&mut self, ended: &mut Vec<(Running, Outcome)>) {
         // Before the look at the ring, so that a completion after it makes the descriptor readable
         // again. EAGAIN: nothing had come.
         let _ = rustix::io::read(&self.completed, &mut [0; 8]);
-        ended.extend(self.cancelled.drain(..).map(|id| (id, Outcome::Cancelled)));
+        ended.append(&mut self.ended);
         self.reap(ended);
-        while self.push() {
+        for _ in 0..ROUNDS_MAX {
+            if !self.push() {
+                break;
+            }
             if self.ring.submit().is_err() {
                 // EAGAIN, EBUSY, EINTR: the entries stay in the ring for the next poll.
                 self.wake();
@@ -95,6 +114,11 @@ impl Uring {
             // Reads from the page cache have ended by now.
             self.reap(ended);
         }
+        ended.append(&mut self.ended);
+        if !self.waiting.is_empty() && !self.free.is_empty() {
+            // The other devices' turn; then on.
+            self.wake();
+        }
     }
 
     pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
@@ -102,14 +126,14 @@ impl Uring {
     }
 
     pub(crate) fn outstanding(&self) -> usize {
-        self.kernel_count() + self.waiting.len() + self.cancelled.len()
+        self.kernel_count() + self.waiting.len() + self.ended.len()
     }
 
     fn kernel_count(&self) -> usize {
         self.in_kernel.len() - self.free.len()
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // It can fail only with the counter at its limit, and then the descriptor is readable.
         let _ = rustix::io::write(&self.completed, &1_u64.to_ne_bytes());
     }
@@ -120,7 +144,11 @@ impl Uring {
             let Some(running) = self.waiting.pop_front() else {
                 break;
             };
-            let entry = entry_for(&self.file, &running).user_data(slot as u64);
+            let Some(call) = running.call() else {
+                self.ended.push((running, Outcome::HardwareError));
+                continue;
+            };
+            let entry = entry_for(&self.file, &call).user_data(slot as u64);
             // SAFETY: the entry names the file, which `self.file` keeps open, and a window of an
             // arena, which `running` in `self.in_kernel` keeps mapped until the completion of
             // `slot` was reaped; `Drop` waits for those that are still out.
@@ -136,7 +164,7 @@ impl Uring {
         !self.ring.submission().is_empty()
     }
 
-    fn reap(&mut self, ended: &mut Vec<Ended>) {
+    fn reap(&mut self, ended: &mut Vec<(Running, Outcome)>) {
         for completion in self.ring.completion() {
             let slot = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
             let Some(mut running) = self.in_kernel.get_mut(slot).and_then(Option::take) else {
@@ -147,7 +175,9 @@ impl Uring {
             let result = usize::try_from(result)
                 .map_err(|_| Errno::from_raw_os_error(result.saturating_neg()));
             match running.advance(result) {
-                Some(outcome) => ended.push((running.id, outcome)),
+                Some(outcome) => ended.push((running, outcome)),
+                // The rest of a short transfer comes first, the next piece in its turn.
+                None if running.is_long() => self.waiting.push_back(running),
                 None => self.waiting.push_front(running),
             }
         }
@@ -174,19 +204,27 @@ impl Drop for Uring {
     }
 }
 
-fn entry_for(file: &File, running: &Running) -> squeue::Entry {
+fn entry_for(file: &File, call: &Call) -> squeue::Entry {
     let file = types::Fd(file.as_raw_fd());
-    match (running.rest(), running.request) {
-        (Some((rest, offset)), Request::Read { .. }) => {
-            opcode::Read::new(file, rest.pointer(), rest.length()).offset(offset).build()
+    match call {
+        Call::Read { window, offset } => {
+            opcode::Read::new(file, window.pointer(), window.length()).offset(*offset).build()
         }
-        (Some((rest, offset)), Request::Write { .. }) => {
-            let flags = if running.durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Write::new(file, rest.pointer(), rest.length())
-                .offset(offset)
+        Call::Write { window, offset, durable } => {
+            let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Write::new(file, window.pointer(), window.length())
+                .offset(*offset)
                 .rw_flags(flags)
                 .build()
         }
-        _ => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        Call::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        Call::Allocate { mode, offset, length } => {
+            let mode = mode.bits().cast_signed();
+            opcode::Fallocate::new(file, *length).offset(*offset).mode(mode).build()
+        }
+        Call::Advise { offset, length } => {
+            let length = libc::off_t::try_from(*length).unwrap_or(libc::off_t::MAX);
+            opcode::Fadvise::new(file, length, libc::POSIX_FADV_WILLNEED).offset(*offset).build()
+        }
     }
 }

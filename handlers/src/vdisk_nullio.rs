@@ -1,9 +1,12 @@
 //! vdisk_nullio: a device that does nothing, at once. Writes vanish; reads leave the data buffer as
-//! it is (or zeroed, with `read_zero`). For measuring everything but a medium.
+//! it is (or zeroed, with `read_zero`). Nothing is stored that could differ, so every comparison finds
+//! its blocks equal, as with SCST. For measuring everything but a medium.
 
 use std::os::fd::BorrowedFd;
 
-use crate::device::{BlockDevice, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId};
+use crate::device::{
+    BlockDevice, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId, all_mapped,
+};
 use crate::memory::HostBuffer;
 use crate::open::{OpenError, check_block_bytes};
 
@@ -63,9 +66,10 @@ impl BlockDevice for VdiskNullio {
     }
 
     fn submit(&mut self, id: RequestId, request: Request, data: Option<HostBuffer>) {
-        let outcome = match self.geometry.check(&request, data.as_ref()) {
-            Ok(_) => Outcome::Done,
-            Err(outcome) => outcome,
+        let outcome = match (self.geometry.check(&request, data.as_ref()), request) {
+            (Err(outcome), _) => outcome,
+            (Ok(_), Request::LbaStatus { lba, blocks }) => all_mapped(lba, blocks, data.as_ref()),
+            (Ok(_), _) => Outcome::Done,
         };
         if let (Outcome::Done, Request::Read { .. }, Some(data), true) =
             (outcome, request, &data, self.read_zero)
@@ -89,5 +93,10 @@ impl BlockDevice for VdiskNullio {
 
     fn outstanding(&self) -> usize {
         self.ended.len()
+    }
+
+    /// The size is what was configured.
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        Ok(Vec::new())
     }
 }

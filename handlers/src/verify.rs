@@ -1,11 +1,13 @@
 //! Decorator: remembers a CRC32C of every block that was written or read, and turns a read that
-//! brings other bytes into a read error. For tests and for distrust: it copies all data once.
+//! brings other bytes into a read error. Blocks that were changed in another way than by a write are
+//! learnt anew. For tests and for distrust: it copies all data once.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
 use crate::device::{BlockDevice, CancelAnswer, Ended, Geometry, Outcome, Request, RequestId};
 use crate::memory::HostBuffer;
+use crate::open::OpenError;
 
 /// What is known of one block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,13 +44,22 @@ pub struct Verify<D> {
     device: D,
     remembered: BTreeMap<u64, Remembered>,
     outstanding: BTreeMap<RequestId, Checked>,
+    /// Requests that change blocks in another way than a write does, with their ranges: about what
+    /// they touch nothing is known until they ended.
+    changing: BTreeMap<RequestId, (u64, u64)>,
     mismatches: u64,
 }
 
 impl<D: BlockDevice> Verify<D> {
     /// Wraps `device`. Nothing is known of what it holds already until it was read once.
     pub fn new(device: D) -> Self {
-        Self { device, remembered: BTreeMap::new(), outstanding: BTreeMap::new(), mismatches: 0 }
+        Self {
+            device,
+            remembered: BTreeMap::new(),
+            outstanding: BTreeMap::new(),
+            changing: BTreeMap::new(),
+            mismatches: 0,
+        }
     }
 
     /// Blocks that came back with other bytes than were written or read before.
@@ -64,16 +75,30 @@ impl<D: BlockDevice> Verify<D> {
         data.read(skip, &mut bytes).then(|| crc32c::crc32c(&bytes))
     }
 
+    /// Forgets what was known of the blocks. Of those that no read or write has met, nothing is.
+    fn forget(&mut self, (lba, blocks): (u64, u64)) {
+        for known in self.remembered.range_mut(lba..lba.saturating_add(blocks)) {
+            known.1.version += 1;
+            known.1.crc = None;
+        }
+    }
+
+    /// For a read or a write.
     fn expect(&mut self, request: &Request, data: Option<&HostBuffer>) -> Vec<Expected> {
         let Some((lba, blocks)) = request.range() else {
             return Vec::new();
         };
-        let mut expected = Vec::with_capacity(blocks as usize);
-        for block in 0..blocks as usize {
+        let clear = !self
+            .changing
+            .values()
+            .any(|(first, count)| *first < lba + blocks && lba < first.saturating_add(*count));
+        let blocks = usize::try_from(blocks).unwrap_or(0);
+        let mut expected = Vec::with_capacity(blocks);
+        for block in 0..blocks {
             let is_write = matches!(request, Request::Write { .. });
             let crc = data.filter(|_| is_write).and_then(|data| self.crc_of(data, block));
             let known = self.remembered.entry(lba + block as u64).or_default();
-            let alone = known.writes_outstanding == 0;
+            let alone = clear && known.writes_outstanding == 0;
             if is_write {
                 known.version += 1;
                 known.writes_outstanding += 1;
@@ -133,8 +158,17 @@ impl<D: BlockDevice> BlockDevice for Verify<D> {
     fn submit(&mut self, id: RequestId, request: Request, data: Option<HostBuffer>) {
         // What does not fit ends at the device and teaches nothing.
         if self.device.geometry().check(&request, data.as_ref()).is_ok() {
-            let blocks = self.expect(&request, data.as_ref());
-            self.outstanding.insert(id, Checked { request, data: data.clone(), blocks });
+            match (request, request.range()) {
+                (Request::Read { .. } | Request::Write { .. }, _) => {
+                    let blocks = self.expect(&request, data.as_ref());
+                    self.outstanding.insert(id, Checked { request, data: data.clone(), blocks });
+                }
+                (_, Some(range)) if request.writes() => {
+                    self.forget(range);
+                    self.changing.insert(id, range);
+                }
+                _ => {}
+            }
         }
         self.device.submit(id, request, data);
     }
@@ -149,6 +183,8 @@ impl<D: BlockDevice> BlockDevice for Verify<D> {
         for (id, outcome) in ended.iter_mut().skip(first) {
             if let Some(checked) = self.outstanding.remove(id) {
                 *outcome = self.settle(&checked, *outcome);
+            } else if let Some(range) = self.changing.remove(id) {
+                self.forget(range);
             }
         }
     }
@@ -159,5 +195,9 @@ impl<D: BlockDevice> BlockDevice for Verify<D> {
 
     fn outstanding(&self) -> usize {
         self.device.outstanding()
+    }
+
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        self.device.resync_size()
     }
 }

@@ -11,8 +11,11 @@
 //! operation has at most one completion in the ring, so the completion ring cannot overflow. The agent
 //! checks the first term, because it trusts nobody.
 
+mod request;
+
 use core::fmt;
 
+pub use request::BlockRequest;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -27,6 +30,9 @@ pub const CDB_BYTES_MAX: usize = 260;
 pub const SENSE_BYTES_MAX: usize = 252;
 /// Segments one side record holds.
 pub const SEGMENTS_MAX: usize = 31;
+/// Ranges one UNMAP can name: what a side record holds where others have their scatter list. MAXIMUM
+/// UNMAP BLOCK DESCRIPTOR COUNT of the block limits page (SBC-4 6.6.4) is not above it.
+pub const UNMAP_RANGES_MAX: usize = SEGMENTS_MAX;
 /// Bytes of the lines that hold the `published` and `consumed` words, one line each, so that the two
 /// sides do not write to one line.
 pub const CURSOR_LINE_BYTES: u64 = 64;
@@ -39,8 +45,17 @@ pub const FLAG_SIDE: u8 = 1 << 1;
 /// [`SubmissionEntry::flags`]: data lies where the side record's segments say, and `arena` and
 /// `data_offset` mean nothing.
 pub const FLAG_SEGMENTS: u8 = 1 << 2;
+/// [`SubmissionEntry::flags`] of FORWARD: the data range holds data-out; without it, it takes data-in.
+pub const FLAG_DATA_OUT: u8 = 1 << 3;
+/// [`SubmissionEntry::flags`] of WRITE_SAME: the blocks may be deallocated instead, where they then
+/// read as the data (SBC-4 WRITE SAME, UNMAP bit).
+pub const FLAG_UNMAP: u8 = 1 << 4;
+/// [`SubmissionEntry::flags`] of WRITE: on stable storage, read back and compared before it completes
+/// (SBC-4 WRITE AND VERIFY).
+pub const FLAG_VERIFY: u8 = 1 << 5;
 /// All flags of this version. An entry with another flag set is refused.
-pub const FLAGS_KNOWN: u8 = FLAG_FUA | FLAG_SIDE | FLAG_SEGMENTS;
+pub const FLAGS_KNOWN: u8 =
+    FLAG_FUA | FLAG_SIDE | FLAG_SEGMENTS | FLAG_DATA_OUT | FLAG_UNMAP | FLAG_VERIFY;
 
 /// Declares an enum over one byte that keeps codes it does not know, so that they can be refused by
 /// name instead of being lost. Zero is never a known code: cleared memory is no entry.
@@ -93,23 +108,30 @@ open_enum! {
     Operation {
         /// Fill the data range with blocks of the unit.
         Read = 1 "READ",
-        /// Write the data range to the unit; [`FLAG_FUA`] as in SBC-4.
+        /// Write the data range to the unit; [`FLAG_FUA`] and [`FLAG_VERIFY`] as in SBC-4.
         Write = 2 "WRITE",
         /// Make earlier completed writes of the range durable; `blocks` 0 means to the end.
         Flush = 3 "FLUSH",
-        /// Compare the data range with the unit's blocks.
+        /// Compare the data range with the unit's blocks; see [`BlockRequest::Compare`].
         Compare = 4 "COMPARE",
         /// Compare the first half of the data and, when equal, write the second half.
         CompareAndWrite = 5 "COMPARE_AND_WRITE",
-        /// Write one block of data to every block of the range.
+        /// Write one block of data, or zeroes without data, to every block of the range; `blocks` 0
+        /// means to the end. [`FLAG_UNMAP`].
         WriteSame = 6 "WRITE_SAME",
-        /// Deallocate the range.
+        /// Deallocate the side record's ranges ([`SideRecord::ranges`]).
         Unmap = 7 "UNMAP",
         /// Cancel the operation whose token is in `lba` ([`SubmissionEntry::cancelled_token`]). The
         /// cancelled operation still has a completion of its own.
         Cancel = 8 "CANCEL",
         /// Execute the CDB in the side record; the completion has status and sense.
         Forward = 9 "FORWARD",
+        /// Replace the range's blocks by themselves OR the data range.
+        OrWrite = 10 "OR_WRITE",
+        /// Bring the range into the backing's cache; `blocks` 0 means to the end.
+        Prefetch = 11 "PREFETCH",
+        /// Fill the data range with [`LbaRun`]s; `blocks` 0 means to the end.
+        LbaStatus = 12 "LBA_STATUS",
     }
 }
 
@@ -128,7 +150,8 @@ open_enum! {
         NoSpace = 5 "no space",
         /// The range is not inside the unit.
         OutOfRange = 6 "out of range",
-        /// COMPARE found a difference at byte offset `detail` of the data.
+        /// A comparison found a difference: `detail` bytes after the first byte of the range. Nothing
+        /// was written by COMPARE_AND_WRITE.
         Miscompare = 7 "miscompare",
         /// The backing cannot take the operation now; nothing was started.
         Unavailable = 8 "unavailable",
@@ -146,6 +169,45 @@ open_enum! {
         Refused = 14 "refused",
         /// Only for FORWARD: `status` and the side record's sense are valid.
         Forwarded = 15 "forwarded",
+    }
+}
+
+impl Operation {
+    /// The flags that mean something for it.
+    #[must_use]
+    pub const fn flags(self) -> u8 {
+        const SCATTER: u8 = FLAG_SIDE | FLAG_SEGMENTS;
+        match self {
+            Self::Read | Self::Compare | Self::LbaStatus => SCATTER,
+            Self::Write => SCATTER | FLAG_FUA | FLAG_VERIFY,
+            Self::CompareAndWrite | Self::OrWrite => SCATTER | FLAG_FUA,
+            Self::WriteSame => SCATTER | FLAG_UNMAP,
+            Self::Forward => SCATTER | FLAG_DATA_OUT,
+            Self::Unmap => FLAG_SIDE,
+            Self::Flush | Self::Cancel | Self::Prefetch | Self::Unknown(_) => 0,
+        }
+    }
+
+    /// Whether carrying it out once more, after it may or may not have been carried out, leaves the
+    /// unit as once does, and tells the initiator the same. What is not, and whose fate is unknown
+    /// ([`Outcome::Lost`]), must never be started again by this side of the initiator.
+    #[must_use]
+    pub const fn is_idempotent(self) -> bool {
+        match self {
+            Self::Read
+            | Self::Write
+            | Self::Flush
+            | Self::Compare
+            | Self::WriteSame
+            | Self::Unmap
+            | Self::Cancel
+            | Self::OrWrite
+            | Self::Prefetch
+            | Self::LbaStatus => true,
+            // The second time it compares with what the first has written. A command may do
+            // anything (MODE SELECT establishes a unit attention, a copy reads what it wrote).
+            Self::CompareAndWrite | Self::Forward | Self::Unknown(_) => false,
+        }
     }
 }
 
@@ -229,6 +291,49 @@ pub struct Segment {
     pub offset: U64,
 }
 
+/// Blocks that UNMAP names.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct BlockRange {
+    /// First logical block.
+    pub lba: U64,
+    /// Number of logical blocks; 0 is allowed and names none.
+    pub blocks: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+impl BlockRange {
+    /// `blocks` logical blocks from `lba`.
+    #[must_use]
+    pub fn new(lba: u64, blocks: u32) -> Self {
+        Self { lba: U64::new(lba), blocks: U32::new(blocks), reserved: U32::ZERO }
+    }
+}
+
+/// [`LbaRun::state`]: mapped, or nobody knows (SBC-4 GET LBA STATUS, PROVISIONING STATUS 0h).
+pub const LBA_MAPPED: u8 = 0;
+/// [`LbaRun::state`]: deallocated (PROVISIONING STATUS 1h); reads as zeroes.
+pub const LBA_DEALLOCATED: u8 = 1;
+
+/// Neighbouring blocks in one provisioning state, as LBA_STATUS puts them in the data range.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LbaRun {
+    /// First logical block.
+    pub lba: U64,
+    /// Number of logical blocks, at least 1.
+    pub blocks: U32,
+    /// [`LBA_MAPPED`] or [`LBA_DEALLOCATED`].
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
 /// What does not fit in an entry: CDB, sense data and scatter list. Covered by the same publish as the
 /// entry of its slot.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -246,7 +351,7 @@ pub struct SideRecord {
     pub cdb: [u8; CDB_BYTES_MAX],
     /// Sense data in the format the unit's D_SENSE bit asks for.
     pub sense: [u8; SENSE_BYTES_MAX],
-    /// The scatter list.
+    /// The scatter list; of UNMAP the ranges instead ([`SideRecord::ranges`]).
     pub segments: [Segment; SEGMENTS_MAX],
     /// Zero. Room for chaining a longer list: offset of its next part.
     pub next_segments: U64,
@@ -255,6 +360,9 @@ pub struct SideRecord {
 const _: () = assert!(size_of::<SubmissionEntry>() == ENTRY_BYTES);
 const _: () = assert!(size_of::<CompletionEntry>() == ENTRY_BYTES);
 const _: () = assert!(size_of::<Segment>() == 16);
+// Ranges take the segments' places; a run replaces a range in the initiator's parameter data.
+const _: () = assert!(size_of::<BlockRange>() == size_of::<Segment>());
+const _: () = assert!(size_of::<LbaRun>() == 16);
 const _: () = assert!(size_of::<SideRecord>() == SIDE_BYTES);
 const _: () = assert!(align_of::<SubmissionEntry>() == 1 && align_of::<SideRecord>() == 1);
 
@@ -279,10 +387,20 @@ pub enum EntryError {
         /// All the flags.
         flags: u8,
     },
+    /// A flag that means nothing for the operation.
+    #[error("{operation} has flags {flags:#04x}, only {allowed:#04x} mean something there")]
+    Flags {
+        /// The operation.
+        operation: Operation,
+        /// All the flags.
+        flags: u8,
+        /// Those it can have.
+        allowed: u8,
+    },
     /// A reserved field is not zero.
     #[error("a reserved field is not zero")]
     Reserved,
-    /// FORWARD, or segments, without a side record.
+    /// FORWARD, UNMAP, or segments, without a side record.
     #[error("{operation} needs the side record flag")]
     SideMissing {
         /// The operation.
@@ -376,9 +494,15 @@ impl SubmissionEntry {
         if self.reserved != [0; 8] {
             return Err(EntryError::Reserved);
         }
-        let needs_side = self.operation() == Operation::Forward || self.has(FLAG_SEGMENTS);
+        let operation = self.operation();
+        let allowed = operation.flags();
+        if self.flags & !allowed != 0 {
+            return Err(EntryError::Flags { operation, flags: self.flags, allowed });
+        }
+        let needs_side =
+            matches!(operation, Operation::Forward | Operation::Unmap) || self.has(FLAG_SEGMENTS);
         if needs_side && !self.has(FLAG_SIDE) {
-            return Err(EntryError::SideMissing { operation: self.operation() });
+            return Err(EntryError::SideMissing { operation });
         }
         Ok(())
     }
@@ -471,6 +595,25 @@ impl SideRecord {
     pub fn segments(&self) -> Result<&[Segment], EntryError> {
         taken("segment_count", self.segment_count, &self.segments)
     }
+
+    /// Puts an UNMAP's `ranges` in the scatter list's place.
+    ///
+    /// # Errors
+    /// [`EntryError::TooLong`] above [`UNMAP_RANGES_MAX`]; nothing changed.
+    pub fn set_ranges(&mut self, ranges: &[BlockRange]) -> Result<(), EntryError> {
+        let places = <[BlockRange]>::mut_from_bytes(self.segments.as_mut_bytes());
+        self.segment_count = put("ranges", ranges, places.unwrap_or_default())?;
+        Ok(())
+    }
+
+    /// The ranges of an UNMAP.
+    ///
+    /// # Errors
+    /// [`EntryError::TooLong`] when the count is above [`UNMAP_RANGES_MAX`].
+    pub fn ranges(&self) -> Result<&[BlockRange], EntryError> {
+        let places = <[BlockRange]>::ref_from_bytes(self.segments.as_bytes());
+        taken("segment_count", self.segment_count, places.unwrap_or_default())
+    }
 }
 
 impl fmt::Debug for SideRecord {
@@ -483,7 +626,7 @@ impl fmt::Debug for SideRecord {
     }
 }
 
-fn put(field: &'static str, from: &[u8], to: &mut [u8]) -> Result<U16, EntryError> {
+fn put<T: Copy>(field: &'static str, from: &[T], to: &mut [T]) -> Result<U16, EntryError> {
     let limit = to.len();
     let value = u16::try_from(from.len()).unwrap_or(u16::MAX);
     let Some(to) = to.get_mut(..from.len()) else {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lunar_handlers::memory_disk::{Medium, MemoryDisk};
 use lunar_handlers::{
-    BlockDevice, CancelAnswer, Ended, Geometry, HostBuffer, Outcome, Request, RequestId,
+    BlockDevice, CancelAnswer, Ended, Geometry, HostBuffer, OpenError, Outcome, Request, RequestId,
 };
 use lunar_initiator::oracle::{Content, identify};
 
@@ -111,5 +111,9 @@ impl BlockDevice for Witnessed {
 
     fn outstanding(&self) -> usize {
         self.disk.outstanding()
+    }
+
+    fn resync_size(&mut self) -> Result<Vec<String>, OpenError> {
+        self.disk.resync_size()
     }
 }

@@ -10,40 +10,8 @@ pub mod ring;
 
 use lunar_dma::sgv::{Buffer, Placement};
 use lunar_offload_proto::ring::Outcome as Code;
+pub use lunar_offload_proto::ring::{BlockRange, BlockRequest, LbaRun, UNMAP_RANGES_MAX};
 use lunar_platform::LocalKey;
-
-/// What a backend is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockRequest {
-    /// Fill the buffer with blocks of the unit (data-in).
-    Read {
-        /// First logical block.
-        lba: u64,
-        /// Number of logical blocks.
-        blocks: u32,
-    },
-    /// Write the buffer to the unit (data-out).
-    Write {
-        /// First logical block.
-        lba: u64,
-        /// Number of logical blocks.
-        blocks: u32,
-        /// Force unit access (SBC-4 5.40): on stable storage before the outcome.
-        fua: bool,
-    },
-    /// Make completed writes of the range durable (SBC-4 5.26).
-    Flush {
-        /// First logical block.
-        lba: u64,
-        /// Number of logical blocks; 0 means to the end.
-        blocks: u32,
-    },
-    /// Execute the submission's CDB.
-    Forward {
-        /// Whether the buffer holds data-out; else it takes data-in.
-        data_out: bool,
-    },
-}
 
 /// Where an operation's data lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +62,8 @@ pub struct Submission<'a> {
     pub data_bytes: u32,
     /// The CDB of a forwarded command, at most 260 bytes; else ignored.
     pub cdb: &'a [u8],
+    /// What an UNMAP deallocates, at most [`UNMAP_RANGES_MAX`]; else ignored.
+    pub ranges: &'a [BlockRange],
 }
 
 /// How an operation ended.

@@ -31,8 +31,8 @@ use std::os::fd::BorrowedFd;
 use lunar_dma::sgv::{Buffer, ClaimError, Placement, SgvCache, Share};
 use lunar_offload_proto::cursor::{ConsumerCursor, ProducerCursor};
 use lunar_offload_proto::ring::{
-    CDB_BYTES_MAX, CompletionEntry, ENTRY_BYTES, Entry, FLAG_FUA, FLAG_SIDE, Operation,
-    Outcome as Code, RingLayout, SENSE_BYTES_MAX, SIDE_BYTES, SideRecord, SubmissionEntry,
+    CDB_BYTES_MAX, CompletionEntry, ENTRY_BYTES, Entry, FLAG_SIDE, Operation, Outcome as Code,
+    RingLayout, SENSE_BYTES_MAX, SIDE_BYTES, SideRecord, SubmissionEntry, UNMAP_RANGES_MAX,
 };
 use lunar_platform::{
     ArenaId, Dma, DmaCompletion, DmaOperation, DmaRequest, HostAddress, LocalKey, Memory,
@@ -158,10 +158,14 @@ const PASSES_MAX: usize = 16;
 /// Room for one operation's sense data.
 const SENSE_STRIDE: usize = 256;
 const _: () = assert!(SENSE_BYTES_MAX <= SENSE_STRIDE);
-/// What the card fills of a side record: counts and CDB.
+/// What the card fills of a side record: counts (one 64-bit word), and CDB or ranges. All of it is
+/// pushed: such operations are rare, and one length for both is simpler than two.
 const SIDE_CDB_AT: usize = offset_of!(SideRecord, cdb);
-const SIDE_USED_BYTES: usize = SIDE_CDB_AT + CDB_BYTES_MAX;
+const SIDE_RANGES_AT: usize = offset_of!(SideRecord, segments);
+const SIDE_RANGE_COUNT_SHIFT: usize = 8 * offset_of!(SideRecord, segment_count);
+const SIDE_USED_BYTES: usize = offset_of!(SideRecord, next_segments);
 const SIDE_SENSE_AT: usize = offset_of!(SideRecord, sense);
+const _: () = assert!(offset_of!(SideRecord, cdb_bytes) == 0 && SIDE_CDB_AT == 8);
 
 /// Where things lie in the card's mirror, in bytes. The words have cache lines of their own.
 #[derive(Clone, Copy, Debug)]
@@ -480,38 +484,21 @@ impl<P: Platform> RingBackend<P> {
         }
 
         let mut entry = SubmissionEntry::new(Operation::Read, submission.token);
-        let (operation, data_out) = match submission.request {
-            BlockRequest::Read { lba, blocks } => {
-                entry.lba.set(lba);
-                entry.blocks.set(blocks);
-                (Operation::Read, false)
-            }
-            BlockRequest::Write { lba, blocks, fua } => {
-                entry.lba.set(lba);
-                entry.blocks.set(blocks);
-                entry.flags = if fua { FLAG_FUA } else { 0 };
-                (Operation::Write, true)
-            }
-            BlockRequest::Flush { lba, blocks } => {
-                entry.lba.set(lba);
-                entry.blocks.set(blocks);
-                (Operation::Flush, false)
-            }
-            BlockRequest::Forward { data_out } => (Operation::Forward, data_out),
-        };
-        let forwarded = operation == Operation::Forward;
+        submission.request.encode(&mut entry);
+        let data_out = submission.request.is_data_out();
         let mut flight = Flight {
             token: submission.token,
             stage: Stage::Queued,
             data_out,
-            forwarded,
-            side: forwarded,
+            forwarded: matches!(submission.request, BlockRequest::Forward { .. }),
+            side: entry.has(FLAG_SIDE),
             ..Flight::FREE
         };
-        if forwarded && submission.cdb.len() > CDB_BYTES_MAX {
+        if flight.side
+            && (submission.cdb.len() > CDB_BYTES_MAX || submission.ranges.len() > UNMAP_RANGES_MAX)
+        {
             return self.refuse(index, flight);
         }
-        entry.operation = operation.code();
         entry.unit.set(submission.unit);
         entry.nexus.set(submission.nexus);
         entry.configuration_generation.set(submission.configuration_generation);
@@ -545,11 +532,9 @@ impl<P: Platform> RingBackend<P> {
         }
 
         let sequence = self.submission.next().wrapping_add(self.queued);
-        if forwarded {
-            entry.flags |= FLAG_SIDE;
+        if flight.side {
             let at = self.places.side(self.setup.layout.slot(sequence));
-            put(&mut self.mirror, at, &(submission.cdb.len() as u64).to_le_bytes());
-            put(&mut self.mirror, at + SIDE_CDB_AT, submission.cdb);
+            self.put_side(at, submission, flight.forwarded);
         }
         flight.sequence = sequence;
         self.queued_extras += u32::from(flight.has_extras());
@@ -564,6 +549,19 @@ impl<P: Platform> RingBackend<P> {
     #[inline]
     fn unreleased(&self) -> u32 {
         self.completion.next().wrapping_sub(self.completion.released())
+    }
+
+    /// Writes the side record's counts, and the CDB or the ranges, to the mirror. Their lengths were
+    /// checked.
+    fn put_side(&mut self, at: usize, submission: &Submission<'_>, forwarded: bool) {
+        if forwarded {
+            put(&mut self.mirror, at, &(submission.cdb.len() as u64).to_le_bytes());
+            put(&mut self.mirror, at + SIDE_CDB_AT, submission.cdb);
+        } else {
+            let counts = (submission.ranges.len() as u64) << SIDE_RANGE_COUNT_SHIFT;
+            put(&mut self.mirror, at, &counts.to_le_bytes());
+            put(&mut self.mirror, at + SIDE_RANGES_AT, submission.ranges.as_bytes());
+        }
     }
 
     /// Ends an operation that no ring entry can express.

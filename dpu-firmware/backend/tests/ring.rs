@@ -3,7 +3,7 @@
 mod rig;
 
 use lunar_backend::ring::{RingBackend, RingFault, SetupError};
-use lunar_backend::{BlockRequest, NoRoom, Outcome};
+use lunar_backend::{BlockRange, BlockRequest, NoRoom, Outcome};
 use lunar_dma::sgv::Placement;
 use lunar_offload_proto::cursor::RingMemory;
 use lunar_offload_proto::ring::{
@@ -183,10 +183,54 @@ fn what_no_entry_can_express_is_refused_by_the_card() {
     rig.submit(1, forward, None, 0, &[0; 261]).unwrap();
     let buffer = rig.claim(Placement::CardDram, 512);
     rig.submit(2, BlockRequest::Read { lba: 0, blocks: 2 }, Some(&buffer), 1024, &[]).unwrap();
+    rig.unmap(3, &[BlockRange::new(0, 1); 32]).unwrap();
     let ended: Vec<_> = rig.outcomes().iter().map(|one| (one.token, one.outcome)).collect();
-    assert_eq!(ended, [(1, Code::Refused), (2, Code::Refused)]);
+    assert_eq!(ended, [(1, Code::Refused), (2, Code::Refused), (3, Code::Refused)]);
     assert_eq!(rig.ring.outstanding(), 0);
     rig.release(buffer);
+}
+
+#[test]
+fn unmap_carries_its_ranges_beside_the_entry_through_withdrawals_too() {
+    for seed in modes() {
+        let mut rig = Rig::new(Plan { seed, ..Plan::default() });
+        rig.agent.disk.fill(7);
+        let ranges: Vec<_> = (0..31).map(|at| BlockRange::new(2 * at, 1)).collect();
+        rig.unmap(1, &ranges[..1]).unwrap();
+        rig.submit(2, BlockRequest::Forward { data_out: false }, None, 0, &[9; 16]).unwrap();
+        rig.unmap(3, &ranges).unwrap();
+        // The newest takes the place of the withdrawn one, and its side record comes along.
+        assert!(rig.ring.cancel(1));
+        assert_eq!(rig.run(3).outcome, Code::Done);
+        let odd = |at: usize| at / BLOCK_BYTES % 2 == 1 || at / BLOCK_BYTES >= 62;
+        let wanted = (0..rig.agent.disk.len()).map(|at| if odd(at) { 7 } else { 0 });
+        assert!(rig.agent.disk.iter().copied().eq(wanted), "seed {seed:?}");
+    }
+}
+
+#[test]
+fn a_miscompare_tells_where() {
+    for placement in PLACEMENTS {
+        let mut rig = Rig::new(Plan::default());
+        let buffer = rig.claim(placement, 1024);
+        let mut data = [0_u8; 1024];
+        data[512..].fill(5);
+        rig.fetch_data_out(&buffer, &data);
+        let request = BlockRequest::CompareAndWrite { lba: 3, blocks: 1, fua: false };
+        rig.submit(token(1, 1), request, Some(&buffer), 1024, &[]).unwrap();
+        assert_eq!(rig.run(token(1, 1)).outcome, Code::Done);
+        assert!(rig.agent.disk[1536..2048].iter().all(|byte| *byte == 5));
+        rig.agent.disk[1536 + 77] = 0;
+        rig.submit(token(1, 2), request, Some(&buffer), 1024, &[]).unwrap();
+        let outcome = rig.run(token(1, 2));
+        assert_eq!((outcome.outcome, outcome.detail), (Code::Miscompare, 0));
+        data[..512].fill(5);
+        rig.fetch_data_out(&buffer, &data);
+        rig.submit(token(1, 3), request, Some(&buffer), 1024, &[]).unwrap();
+        let outcome = rig.run(token(1, 3));
+        assert_eq!((outcome.outcome, outcome.detail), (Code::Miscompare, 77));
+        rig.release(buffer);
+    }
 }
 
 #[test]

@@ -453,6 +453,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             },
             data_bytes: task.wanted_bytes,
             cdb: self.kit.receive_region.cdb(task),
+            ranges: &[],
         };
         // Others wait already, and this one is not the first of them.
         let behind = self.kit.need_backend.head().is_some_and(|head| head != self.id.index);

@@ -68,7 +68,7 @@ impl Core {
         }
         let held_ns = now_ns.saturating_sub(self.link.holding_since_ns);
         if self.link.state == LinkState::HoldingBack && held_ns >= limits.older_epoch_wait_ns {
-            let running = self.operations.count();
+            let running = self.operations.at_handlers();
             self.leave(&format!(
                 "{running} operations of the card's older epoch have not ended; the rings stay closed until they have"
             ));
@@ -123,7 +123,7 @@ impl Core {
     /// The card started anew and nothing of its older epoch is under way: empties the rings and
     /// offers them.
     pub(crate) fn admit_card(&mut self, now_ns: u64) {
-        if self.operations.count() > 0 {
+        if self.operations.at_handlers() > 0 {
             return;
         }
         self.card_epoch = self.link.card_epoch;

@@ -7,7 +7,8 @@ use std::fmt;
 use lunar_handlers::{CancelAnswer, Outcome as HandlerOutcome};
 use lunar_offload_proto::control::Agreed;
 use lunar_offload_proto::ring::{
-    CompletionEntry, FLAG_SIDE, Operation, Outcome, SENSE_BYTES_MAX, SideRecord, SubmissionEntry,
+    CompletionEntry, FLAG_SIDE, LbaRun, Operation, Outcome, SENSE_BYTES_MAX, SideRecord,
+    SubmissionEntry,
 };
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
@@ -16,7 +17,7 @@ use crate::config::CoreConfig;
 use crate::effect::{Effect, Level, LogEvent};
 use crate::link::{Link, LinkState};
 use crate::nexus::{Nexus, NexusTable, Standing};
-use crate::operations::{OperationId, Operations, Running};
+use crate::operations::{OperationId, Operations, Running, Step as HandlerStep};
 use crate::rings::{Parked, PendingCancel, Ring, RingCounters, RingState};
 use crate::submission::{Verdict, decide};
 use crate::units::{Configuration, ConfigurationError, Units};
@@ -159,32 +160,60 @@ impl Core {
 
     /// Takes the end of an operation from its handler. Unknown ids are ignored.
     pub fn on_outcome(&mut self, operation: OperationId, outcome: HandlerOutcome, now_ns: u64) {
+        let Some(running) = self.operations.get_mut(operation) else {
+            return;
+        };
+        if outcome == HandlerOutcome::Done
+            && !running.orphaned
+            && !running.stopping
+            && let Some(step) = running.work.next(&running.step)
+        {
+            running.step = step;
+            return self.execute(operation, step);
+        }
         let Some(running) = self.operations.remove(operation) else {
             return;
         };
+        self.release(&running);
         if running.orphaned {
             if self.link.state == LinkState::HoldingBack {
                 self.admit_card(now_ns);
             }
             return;
         }
-        let (outcome, detail) = ring_outcome(outcome);
-        let mut transferred_bytes = 0;
-        match outcome {
-            Outcome::Done => transferred_bytes = running.data.map_or(0, |data| data.length),
-            Outcome::Cancelled => {}
-            _ => self.report_error(&running, outcome, detail),
-        }
-        self.answer(running.ring, running.token, outcome, detail, transferred_bytes);
+        let outcome = if running.stopping { HandlerOutcome::Cancelled } else { outcome };
+        let (result, detail) = ring_outcome(outcome);
+        let data_bytes = running.step.data.map_or(0, |data| data.length);
+        let transferred_bytes = match outcome {
+            HandlerOutcome::Done => data_bytes,
+            HandlerOutcome::Listed { runs } => {
+                let run_bytes = u32::try_from(size_of::<LbaRun>()).unwrap_or(0);
+                runs.saturating_mul(run_bytes).min(data_bytes)
+            }
+            // A difference is an answer, not a failure.
+            HandlerOutcome::Cancelled | HandlerOutcome::Miscompare { .. } => 0,
+            _ => {
+                self.report_error(&running, result, detail);
+                0
+            }
+        };
+        self.answer(running.ring, running.token, result, detail, transferred_bytes);
     }
 
     /// Takes a handler's answer to [`Effect::Cancel`]: one for each, before or after the
     /// operation's own end.
     pub fn on_cancel_answer(&mut self, operation: OperationId, answer: CancelAnswer) {
-        let outcome = match answer {
+        let mut outcome = match answer {
             CancelAnswer::Cancelled => Outcome::Done,
             CancelAnswer::TooLate => Outcome::TooLate,
         };
+        // Too late for this step, not for the next.
+        if let Some(running) = self.operations.get_mut(operation)
+            && running.work.has_more()
+        {
+            running.stopping = true;
+            outcome = Outcome::Done;
+        }
         let mut tokens = Vec::new();
         for (index, ring) in self.rings.iter_mut().enumerate() {
             ring.cancels.retain(|cancel| {
@@ -220,7 +249,13 @@ impl Core {
     /// Operations at handlers, those included that nobody waits for any more.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.operations.count()
+        self.operations.at_handlers()
+    }
+
+    /// Operations that wait until no earlier write is in their way; no handler has them.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.operations.waiting()
     }
 
     /// Entries of `ring` that were taken and not completed.
@@ -303,16 +338,41 @@ impl Core {
     }
 
     /// Cancels at the handlers what an older card epoch (or a closed ring) left there, and counts
-    /// on none of it: nobody is answered any more.
+    /// on none of it: nobody is answered any more. What waits will never start; what a handler has
+    /// holds its range until it ended.
     pub(crate) fn orphan(&mut self, only: Option<u16>) {
+        let mut forgotten = Vec::new();
         for (operation, running) in self.operations.iter_mut() {
             if running.orphaned || only.is_some_and(|ring| ring != running.ring) {
                 continue;
             }
+            if running.is_waiting() {
+                forgotten.push(operation);
+                continue;
+            }
             running.orphaned = true;
-            let device = running.device;
+            let device = running.step.device;
             self.effects.push_back(Effect::Cancel { operation, device });
         }
+        let forgotten: Vec<Running> =
+            forgotten.into_iter().filter_map(|id| self.operations.remove(id)).collect();
+        for running in forgotten {
+            self.release(&running);
+        }
+    }
+
+    /// What `gone` held is free: starts those that waited for nobody else.
+    fn release(&mut self, gone: &Running) {
+        for operation in self.operations.release(gone) {
+            if let Some(step) = self.operations.get(operation).map(|running| running.step) {
+                self.execute(operation, step);
+            }
+        }
+    }
+
+    fn execute(&mut self, operation: OperationId, step: HandlerStep) {
+        let HandlerStep { device, request, data } = step;
+        self.effects.push_back(Effect::Execute { operation, device, request, data });
     }
 
     pub(crate) fn ring(&self, ring: u16) -> Option<&Ring> {
@@ -366,18 +426,13 @@ impl Core {
         };
         let token = entry.token.get();
         match decide(entry, side, &geometry, &self.units) {
-            Verdict::Execute { device, request, data } => {
+            Verdict::Execute { step, work, hold } => {
                 let unit = entry.unit.get();
-                let operation = self.operations.insert(Running {
-                    ring,
-                    token,
-                    unit,
-                    device,
-                    request,
-                    data,
-                    orphaned: false,
-                });
-                self.effects.push_back(Effect::Execute { operation, device, request, data });
+                let running = Running::new(ring, token, unit, step, work, hold);
+                let operation = self.operations.insert(running);
+                if self.operations.get(operation).is_some_and(|running| !running.is_waiting()) {
+                    self.execute(operation, step);
+                }
             }
             Verdict::Answer(outcome, detail) => self.answer(ring, token, outcome, detail, 0),
             Verdict::CheckCondition(sense) => self.check_condition(ring, token, &sense),
@@ -385,7 +440,7 @@ impl Core {
         }
     }
 
-    /// CANCEL: what is parked never started; what a handler has is the handler's to say.
+    /// CANCEL: what is parked or waits never started; what a handler has is the handler's to say.
     fn cancel(&mut self, ring: u16, entry: &SubmissionEntry) {
         let (token, target) = (entry.token.get(), entry.cancelled_token());
         let Some(state) = self.ring_mut(ring) else {
@@ -400,9 +455,18 @@ impl Core {
         let running = self.operations.iter().find(|(_, running)| {
             running.ring == ring && running.token == target && !running.orphaned
         });
-        let Some((operation, device)) = running.map(|(id, running)| (id, running.device)) else {
+        let found = running.map(|(id, one)| (id, one.step.device, one.is_waiting()));
+        let Some((operation, device, waiting)) = found else {
             return self.answer(ring, token, Outcome::TooLate, 0, 0);
         };
+        if waiting {
+            self.answer(ring, target, Outcome::Cancelled, 0, 0);
+            self.answer(ring, token, Outcome::Done, 0, 0);
+            if let Some(gone) = self.operations.remove(operation) {
+                self.release(&gone);
+            }
+            return;
+        }
         let Some(state) = self.ring_mut(ring) else {
             return;
         };
@@ -467,7 +531,7 @@ impl Core {
         }
         let name = self.units.get(running.unit).map_or("(removed)", |unit| unit.name.as_str());
         let unit = running.unit;
-        let text = match running.request.range() {
+        let text = match running.step.request.range() {
             Some((lba, blocks)) => format!(
                 "device {name} (unit {unit}): {blocks} blocks from LBA {lba}: {outcome} (LBA {detail})"
             ),
@@ -480,7 +544,9 @@ impl Core {
 /// The only place where a handler's outcome becomes a ring's: outcome and detail.
 fn ring_outcome(outcome: HandlerOutcome) -> (Outcome, u64) {
     match outcome {
-        HandlerOutcome::Done => (Outcome::Done, 0),
+        HandlerOutcome::Done | HandlerOutcome::Listed { .. } => (Outcome::Done, 0),
+        HandlerOutcome::Miscompare { offset } => (Outcome::Miscompare, offset),
+        HandlerOutcome::NotSupported => (Outcome::Refused, 0),
         HandlerOutcome::ReadError { lba } => (Outcome::MediumReadError, lba),
         HandlerOutcome::WriteError { lba } => (Outcome::MediumWriteError, lba),
         HandlerOutcome::WriteProtected => (Outcome::WriteProtected, 0),

@@ -29,6 +29,7 @@ mod config;
 mod control;
 mod core;
 mod effect;
+mod holds;
 mod link;
 mod nexus;
 mod operations;
@@ -36,6 +37,7 @@ pub mod ring;
 mod rings;
 mod submission;
 mod units;
+mod work;
 
 pub use crate::core::Core;
 pub use config::{ArenaGeometry, CoreConfig, Limits, Recovered, RingGeometry, RingRecovery};

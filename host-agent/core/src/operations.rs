@@ -1,11 +1,12 @@
-//! The operations that handlers have: fixed slots with generations, so that an outcome that comes
-//! twice or too late finds nothing.
+//! The operations that were taken from the rings and not ended: fixed slots with generations, so that
+//! an outcome that comes twice or too late finds nothing; and who waits for whom.
 
-use lunar_handlers::RequestId;
+use lunar_handlers::{Request, RequestId};
 
 use crate::effect::DataRange;
+use crate::holds::Hold;
 use crate::units::DeviceHandle;
-use lunar_handlers::Request;
+use crate::work::Work;
 
 /// Names one operation between core and shell. Never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,17 +30,51 @@ impl OperationId {
     }
 }
 
-/// One operation at a handler.
-#[derive(Clone, Copy, Debug)]
+/// One request to a handler.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Step {
+    pub(crate) device: DeviceHandle,
+    pub(crate) request: Request,
+    pub(crate) data: Option<DataRange>,
+}
+
+/// One operation of the ring.
+#[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) ring: u16,
     pub(crate) token: u64,
     pub(crate) unit: u32,
-    pub(crate) device: DeviceHandle,
-    pub(crate) request: Request,
-    pub(crate) data: Option<DataRange>,
+    /// What a handler does for it now, or will when its turn comes.
+    pub(crate) step: Step,
+    /// What comes after that.
+    pub(crate) work: Work,
+    pub(crate) hold: Hold,
+    /// A CANCEL was answered with its end: no further step.
+    pub(crate) stopping: bool,
     /// Of an older card epoch, or of a closed ring: nobody waits for its completion.
     pub(crate) orphaned: bool,
+    arrival: u64,
+    /// Earlier operations that it waits for.
+    blockers: u32,
+}
+
+impl Running {
+    pub(crate) fn new(
+        ring: u16,
+        token: u64,
+        unit: u32,
+        step: Step,
+        work: Work,
+        hold: Hold,
+    ) -> Self {
+        let (stopping, orphaned, arrival, blockers) = (false, false, 0, 0);
+        Self { ring, token, unit, step, work, hold, stopping, orphaned, arrival, blockers }
+    }
+
+    /// Whether no handler has it yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.blockers > 0
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,20 +83,38 @@ struct Slot {
     running: Option<Running>,
 }
 
-/// The table. Grows to the most that was ever running at a time, which the rings' slots bound, and
+/// The table. Grows to the most that there ever was at a time, which the rings' slots bound, and
 /// stays so.
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    arrivals: u64,
+    /// Of them, those that hold exclusively and those that wait: where there are none, which is
+    /// nearly always, nobody is compared with anybody.
+    exclusive: usize,
+    waiting: usize,
 }
 
 impl Operations {
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        Self { slots: Vec::with_capacity(capacity), free: Vec::with_capacity(capacity) }
+        Self {
+            slots: Vec::with_capacity(capacity),
+            free: Vec::with_capacity(capacity),
+            ..Self::default()
+        }
     }
 
-    pub(crate) fn insert(&mut self, running: Running) -> OperationId {
+    /// Takes an operation; the caller looks whether it [`Running::is_waiting`].
+    pub(crate) fn insert(&mut self, mut running: Running) -> OperationId {
+        if running.hold.is_exclusive() || (self.exclusive > 0 && running.hold != Hold::Nothing) {
+            let before = self.iter().filter(|(_, other)| other.hold.conflicts(&running.hold));
+            running.blockers = u32::try_from(before.count()).unwrap_or(u32::MAX);
+        }
+        running.arrival = self.arrivals;
+        self.arrivals = self.arrivals.saturating_add(1);
+        self.exclusive = self.exclusive.saturating_add(usize::from(running.hold.is_exclusive()));
+        self.waiting = self.waiting.saturating_add(usize::from(running.is_waiting()));
         if let Some(index) = self.free.pop()
             && let Some(slot) = usize::try_from(index).ok().and_then(|at| self.slots.get_mut(at))
         {
@@ -73,6 +126,17 @@ impl Operations {
         OperationId { index, generation: 0 }
     }
 
+    pub(crate) fn get(&self, id: OperationId) -> Option<&Running> {
+        let slot = self.slots.get(usize::try_from(id.index).ok()?)?;
+        slot.running.as_ref().filter(|_| slot.generation == id.generation)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: OperationId) -> Option<&mut Running> {
+        let slot = self.slots.get_mut(usize::try_from(id.index).ok()?)?;
+        slot.running.as_mut().filter(|_| slot.generation == id.generation)
+    }
+
+    /// Takes it out. What it held is still held for those that wait: [`Self::release`] it.
     pub(crate) fn remove(&mut self, id: OperationId) -> Option<Running> {
         let slot = self.slots.get_mut(usize::try_from(id.index).ok()?)?;
         if slot.generation != id.generation {
@@ -81,7 +145,32 @@ impl Operations {
         let running = slot.running.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(id.index);
+        self.exclusive = self.exclusive.saturating_sub(usize::from(running.hold.is_exclusive()));
+        self.waiting = self.waiting.saturating_sub(usize::from(running.is_waiting()));
         Some(running)
+    }
+
+    /// `gone` was removed: gives those that wait for nobody else, in the order they came.
+    pub(crate) fn release(&mut self, gone: &Running) -> Vec<OperationId> {
+        if self.waiting == 0 || gone.hold == Hold::Nothing {
+            return Vec::new();
+        }
+        let mut ready = Vec::new();
+        for (id, running) in self.iter_mut() {
+            // Those that came before it did not count it.
+            if running.is_waiting()
+                && running.arrival > gone.arrival
+                && running.hold.conflicts(&gone.hold)
+            {
+                running.blockers = running.blockers.saturating_sub(1);
+                if !running.is_waiting() {
+                    ready.push((running.arrival, id));
+                }
+            }
+        }
+        self.waiting = self.waiting.saturating_sub(ready.len());
+        ready.sort_unstable();
+        ready.into_iter().map(|(_, id)| id).collect()
     }
 
     /// The live operations, by index.
@@ -101,7 +190,13 @@ impl Operations {
         })
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.slots.len().saturating_sub(self.free.len())
+    /// Operations that handlers have.
+    pub(crate) fn at_handlers(&self) -> usize {
+        self.slots.len().saturating_sub(self.free.len()).saturating_sub(self.waiting)
+    }
+
+    /// Operations that wait for others.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
     }
 }

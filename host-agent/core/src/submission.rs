@@ -6,22 +6,22 @@
 
 use lunar_handlers::Request;
 use lunar_offload_proto::ring::{
-    FLAG_FUA, FLAG_SEGMENTS, Operation, Outcome, SideRecord, SubmissionEntry,
+    BlockRequest, FLAG_SEGMENTS, Operation, Outcome, SideRecord, SubmissionEntry,
 };
 use lunar_scsi::sense::Sense;
 
 use crate::config::RingGeometry;
 use crate::effect::DataRange;
-use crate::units::{DeviceHandle, Unit, Units};
+use crate::holds::{Extent, Hold};
+use crate::operations::Step;
+use crate::units::{Unit, Units};
+use crate::work::Work;
 
 /// What becomes of a submission.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Verdict {
-    Execute {
-        device: DeviceHandle,
-        request: Request,
-        data: Option<DataRange>,
-    },
+    /// A handler carries it out, when nobody is in its way.
+    Execute { step: Step, work: Work, hold: Hold },
     /// Completes at once; the number is the completion's detail.
     Answer(Outcome, u64),
     /// A forwarded command that ends at once with CHECK CONDITION.
@@ -57,14 +57,11 @@ pub(crate) fn decide(
     let Some(unit) = unit else {
         return Verdict::Answer(Outcome::Refused, 0);
     };
-    let request = match block_request(entry, operation, unit) {
-        Ok(request) => request,
+    let (request, work) = match block_request(entry, side, unit) {
+        Ok(found) => found,
         Err(outcome) => return Verdict::Answer(outcome, 0),
     };
-    let wanted = request
-        .range()
-        .map_or(0, |(_, blocks)| u64::from(blocks).saturating_mul(u64::from(unit.block_bytes)));
-    if wanted != u64::from(entry.data_bytes.get()) {
+    if !request.takes(u64::from(entry.data_bytes.get()), unit.block_bytes) {
         let (blocks, bytes) = (entry.blocks.get(), entry.data_bytes.get());
         if entry.configuration_generation.get() < units.generation {
             // The unit may have had other blocks then.
@@ -76,10 +73,21 @@ pub(crate) fn decide(
             "{operation} of {blocks} blocks of {block_bytes} bytes of device {name} with {bytes} bytes of data"
         ));
     }
-    match unit.device {
-        Some(device) => Verdict::Execute { device, request, data },
-        None => Verdict::Answer(Outcome::Unavailable, 0),
-    }
+    let Some(device) = unit.device else {
+        return Verdict::Answer(Outcome::Unavailable, 0);
+    };
+    let extent = |(lba, blocks)| Extent { device, lba, blocks };
+    let hold = match (request, request.range(), &work) {
+        (_, _, Work::Unmap(rest)) if !rest.is_empty() => {
+            Hold::SharedList(request.range().iter().chain(rest).copied().map(extent).collect())
+        }
+        (Request::CompareAndWrite { .. } | Request::OrWrite { .. }, Some(range), _) => {
+            Hold::Exclusive(extent(range))
+        }
+        (_, Some(range), _) if request.writes() => Hold::Shared(extent(range)),
+        _ => Hold::Nothing,
+    };
+    Verdict::Execute { step: Step { device, request, data }, work, hold }
 }
 
 /// The data range, which must lie in the ring's own data area.
@@ -100,23 +108,67 @@ fn data_range(entry: &SubmissionEntry, ring: &RingGeometry) -> Result<Option<Dat
     ))
 }
 
+/// The first request to the handler, and what comes after it.
 fn block_request(
     entry: &SubmissionEntry,
-    operation: Operation,
+    side: &SideRecord,
     unit: &Unit,
-) -> Result<Request, Outcome> {
-    let (lba, blocks) = (entry.lba.get(), entry.blocks.get());
-    if lba.checked_add(u64::from(blocks)).is_none_or(|end| end > unit.blocks) {
+) -> Result<(Request, Work), Outcome> {
+    let asked = BlockRequest::decode(entry).ok_or(Outcome::Refused)?;
+    if let BlockRequest::Unmap = asked {
+        return unmap(side, unit);
+    }
+    let (lba, count) = (entry.lba.get(), entry.blocks.get());
+    if lba.checked_add(u64::from(count)).is_none_or(|end| end > unit.blocks) {
         return Err(Outcome::OutOfRange);
     }
-    match operation {
-        // The card ends commands without blocks itself (SBC-4: not an error there).
-        Operation::Read | Operation::Write if blocks == 0 => Err(Outcome::Refused),
-        Operation::Read => Ok(Request::Read { lba, blocks }),
-        Operation::Write if unit.read_only => Err(Outcome::WriteProtected),
-        Operation::Write => Ok(Request::Write { lba, blocks, fua: entry.has(FLAG_FUA) }),
-        Operation::Flush => Ok(Request::Flush),
-        // COMPARE, COMPARE AND WRITE, WRITE SAME, UNMAP: known to the ring, not carried out yet.
+    let blocks = count;
+    // Where 0 means to the end.
+    let to_end = if count == 0 { unit.blocks.saturating_sub(lba) } else { u64::from(count) };
+    let request = match asked {
+        BlockRequest::Read { .. } => Request::Read { lba, blocks },
+        BlockRequest::Write { fua, .. } => Request::Write { lba, blocks, fua },
+        BlockRequest::WriteAndVerify { .. } => Request::WriteAndVerify { lba, blocks },
+        BlockRequest::Flush { .. } => Request::Flush,
+        BlockRequest::Compare { .. } => Request::Compare { lba, blocks },
+        BlockRequest::CompareAndWrite { fua, .. } => Request::CompareAndWrite { lba, blocks, fua },
+        BlockRequest::OrWrite { fua, .. } => Request::OrWrite { lba, blocks, fua },
+        BlockRequest::WriteSame { unmap, .. } => Request::WriteSame { lba, blocks: to_end, unmap },
+        BlockRequest::Prefetch { .. } => Request::Prefetch { lba, blocks: to_end },
+        BlockRequest::LbaStatus { .. } => Request::LbaStatus { lba, blocks: to_end },
+        BlockRequest::Unmap | BlockRequest::Forward { .. } => return Err(Outcome::Refused),
+    };
+    if unit.read_only && request.writes() {
+        return Err(Outcome::WriteProtected);
+    }
+    // The card ends commands without blocks itself (SBC-4: not an error there).
+    if request.range().is_some_and(|(_, blocks)| blocks == 0) {
+        return Err(Outcome::Refused);
+    }
+    Ok((request, Work::Once))
+}
+
+/// One request for each range that has blocks. Nothing is unmapped when any range is wrong.
+fn unmap(side: &SideRecord, unit: &Unit) -> Result<(Request, Work), Outcome> {
+    let mut ranges = Vec::new();
+    for range in side.ranges().map_err(|_| Outcome::Refused)?.iter().rev() {
+        let (lba, blocks) = (range.lba.get(), u64::from(range.blocks.get()));
+        if lba.checked_add(blocks).is_none_or(|end| end > unit.blocks) {
+            return Err(Outcome::OutOfRange);
+        }
+        if blocks > 0 {
+            ranges.push((lba, blocks));
+        }
+    }
+    if unit.read_only {
+        return Err(Outcome::WriteProtected);
+    }
+    // Without thin provisioning there is nothing to deallocate; without ranges, nothing to do, which
+    // the card ends itself.
+    match ranges.pop() {
+        Some((lba, blocks)) if unit.thin => {
+            Ok((Request::Unmap { lba, blocks }, Work::Unmap(ranges)))
+        }
         _ => Err(Outcome::Refused),
     }
 }

@@ -79,6 +79,7 @@ pub(crate) struct Unit {
     pub(crate) block_bytes: u32,
     pub(crate) blocks: u64,
     pub(crate) read_only: bool,
+    pub(crate) thin: bool,
 }
 
 /// The units in force, with the message that told the card.
@@ -130,9 +131,9 @@ impl Units {
             }
             match (unit.backend == BackendKind::Ring as i32, device) {
                 (true, device) => {
-                    let read_only = unit.read_only;
-                    ring_backed
-                        .insert(unit.handle, Unit { name, device, block_bytes, blocks, read_only });
+                    let (read_only, thin) = (unit.read_only, unit.thin);
+                    let kept = Unit { name, device, block_bytes, blocks, read_only, thin };
+                    ring_backed.insert(unit.handle, kept);
                 }
                 (false, None) => {}
                 _ => return Err(ConfigurationError::Handler { name }),

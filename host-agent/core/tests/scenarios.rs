@@ -296,7 +296,7 @@ fn what_cannot_be_carried_out_is_answered_and_the_ring_goes_on() {
         (|entry| entry.operation = 0, Outcome::Refused),
         (|entry| entry.flags = 0x80, Outcome::Refused),
         (|entry| entry.reserved = [1; 8], Outcome::Refused),
-        (|entry| entry.operation = Operation::WriteSame.code(), Outcome::Refused),
+        (|entry| entry.operation = Operation::Unmap.code(), Outcome::Refused),
         (|entry| entry.lba.set(993), Outcome::OutOfRange),
         (|entry| entry.lba.set(u64::MAX), Outcome::OutOfRange),
         (|entry| entry.operation = Operation::Forward.code(), Outcome::Refused),

@@ -59,7 +59,7 @@ fn unknown_codes_are_kept_and_named() {
         assert_eq!(Operation::from_code(code).code(), code);
         assert_eq!(Outcome::from_code(code).code(), code);
     }
-    assert_eq!(Operation::ALL.len(), 9);
+    assert_eq!(Operation::ALL.len(), 12);
     assert_eq!(Outcome::ALL.len(), 15);
     assert_eq!(Operation::from_code(0xee).to_string(), "unknown code 0xee");
     assert_eq!(Operation::CompareAndWrite.to_string(), "COMPARE_AND_WRITE");
@@ -76,6 +76,11 @@ fn a_refused_entry_names_its_field() {
     entry.reserved[7] = 1;
     assert_eq!(entry.check(), Err(EntryError::Reserved));
     let mut read = SubmissionEntry::new(Operation::Read, 1);
+    read.flags = FLAG_UNMAP;
+    let error = read.check().unwrap_err().to_string();
+    assert_eq!(error, "READ has flags 0x10, only 0x06 mean something there");
+    let unmap = SubmissionEntry::new(Operation::Unmap, 1);
+    assert_eq!(unmap.check(), Err(EntryError::SideMissing { operation: Operation::Unmap }));
     read.flags = FLAG_SEGMENTS;
     assert_eq!(read.check().unwrap_err().to_string(), "READ needs the side record flag");
     let mut completion = CompletionEntry::new(1, Outcome::Forwarded);
@@ -110,6 +115,47 @@ fn a_side_record_takes_what_fits_and_refuses_the_rest() {
 }
 
 #[test]
+fn ranges_lie_where_the_scatter_list_would() {
+    let mut side = SideRecord::empty();
+    let ranges = [BlockRange::new(0x0807_0605_0403_0201, 0x1413_1211); UNMAP_RANGES_MAX];
+    side.set_ranges(&ranges).unwrap();
+    assert_eq!(side.ranges(), Ok(&ranges[..]));
+    let at = 8 + CDB_BYTES_MAX + SENSE_BYTES_MAX;
+    let first = [1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0, 0, 0, 0];
+    assert_eq!(side.as_bytes()[at..at + 16], first);
+    assert_eq!(side.as_bytes()[4..6], [31, 0]);
+    assert!(side.set_ranges(&[ranges[0]; UNMAP_RANGES_MAX + 1]).is_err());
+    side.segment_count.set(32);
+    let error = side.ranges().unwrap_err().to_string();
+    assert_eq!(error, "segment_count is 32, at most 31 is possible");
+}
+
+#[test]
+fn only_what_compares_with_itself_or_is_opaque_cannot_be_repeated() {
+    let once: Vec<_> = Operation::ALL.iter().filter(|one| !one.is_idempotent()).collect();
+    assert_eq!(once, [&Operation::CompareAndWrite, &Operation::Forward]);
+}
+
+fn block_request() -> impl Strategy<Value = BlockRequest> {
+    (0..12_u8, any::<u64>(), any::<u32>(), any::<bool>()).prop_map(|(which, lba, blocks, flag)| {
+        match which {
+            0 => BlockRequest::Read { lba, blocks },
+            1 => BlockRequest::Write { lba, blocks, fua: flag },
+            2 => BlockRequest::WriteAndVerify { lba, blocks },
+            3 => BlockRequest::Flush { lba, blocks },
+            4 => BlockRequest::Compare { lba, blocks },
+            5 => BlockRequest::CompareAndWrite { lba, blocks, fua: flag },
+            6 => BlockRequest::WriteSame { lba, blocks, unmap: flag },
+            7 => BlockRequest::Unmap,
+            8 => BlockRequest::OrWrite { lba, blocks, fua: flag },
+            9 => BlockRequest::Prefetch { lba, blocks },
+            10 => BlockRequest::LbaStatus { lba, blocks },
+            _ => BlockRequest::Forward { data_out: flag },
+        }
+    })
+}
+
+#[test]
 fn layouts_are_powers_of_two_within_the_limit() {
     for slots in [0, 1, 3, 96, RingLayout::SLOTS_MAX + 1, RingLayout::SLOTS_MAX * 2, u32::MAX] {
         assert_eq!(RingLayout::new(slots), None, "{slots}");
@@ -135,6 +181,28 @@ proptest! {
     }
 
     #[test]
+    fn the_agent_reads_what_the_card_asked_for(request in block_request(), token in any::<u64>()) {
+        let mut entry = SubmissionEntry::new(Operation::Cancel, token);
+        request.encode(&mut entry);
+        prop_assert_eq!(entry.check(), Ok(()));
+        prop_assert_eq!(BlockRequest::decode(&entry), Some(request));
+    }
+
+    #[test]
+    fn whatever_passes_the_check_is_a_request_that_encodes_to_itself(bytes in prop::array::uniform32(any::<[u8; 2]>()), operation in 1..=12_u8, flags in 0..64_u8) {
+        let mut entry = SubmissionEntry::read_from_bytes(bytes.as_flattened()).unwrap();
+        entry.operation = operation;
+        entry.flags = flags;
+        entry.reserved = [0; 8];
+        if entry.check().is_ok() && entry.operation() != Operation::Cancel {
+            let request = BlockRequest::decode(&entry).unwrap();
+            let mut again = entry;
+            request.encode(&mut again);
+            prop_assert_eq!(BlockRequest::decode(&again), Some(request));
+        }
+    }
+
+    #[test]
     fn any_side_record_gives_lists_within_itself(bytes in prop::collection::vec(any::<u8>(), SIDE_BYTES), small in any::<bool>()) {
         let mut side = SideRecord::read_from_bytes(&bytes).unwrap();
         if small {
@@ -144,6 +212,7 @@ proptest! {
         prop_assert_eq!(side.cdb().map(<[u8]>::len).ok(), Some(usize::from(side.cdb_bytes.get())).filter(|n| *n <= 260));
         prop_assert_eq!(side.sense().map(<[u8]>::len).ok(), Some(usize::from(side.sense_bytes.get())).filter(|n| *n <= 252));
         prop_assert_eq!(side.segments().map(<[Segment]>::len).ok(), Some(usize::from(side.segment_count.get())).filter(|n| *n <= 31));
+        prop_assert_eq!(side.ranges().map(<[BlockRange]>::len).ok(), side.segments().map(<[Segment]>::len).ok());
         let text = format!("{side:?}");
         prop_assert!(text.starts_with("SideRecord"));
     }

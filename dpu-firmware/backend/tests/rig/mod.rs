@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
 use lunar_backend::ring::{RingBackend, RingSetup};
-use lunar_backend::{BlockRequest, NoRoom, OperationData, Outcome, Submission};
+use lunar_backend::{BlockRange, BlockRequest, NoRoom, OperationData, Outcome, Submission};
 use lunar_dma::sgv::{Buffer, Config, Placement, SgvCache, Share};
 use lunar_offload_proto::cursor::{Consumer, Producer};
 use lunar_offload_proto::ring::{
@@ -99,6 +99,7 @@ impl Hca for Never {
 pub struct Started {
     pub entry: SubmissionEntry,
     pub cdb: Vec<u8>,
+    pub ranges: Vec<BlockRange>,
 }
 
 /// The model agent: a disk of [`DISK_BLOCKS`] blocks behind the rings.
@@ -124,7 +125,9 @@ impl Agent {
                 self.submissions.read_side(entry.sequence.get(), &mut side);
             }
             if entry.operation() != Operation::Cancel {
-                self.started.push_back(Started { entry, cdb: side.cdb().unwrap().to_vec() });
+                let cdb = side.cdb().unwrap().to_vec();
+                let ranges = side.ranges().unwrap().to_vec();
+                self.started.push_back(Started { entry, cdb, ranges });
                 continue;
             }
             let wanted = entry.cancelled_token();
@@ -142,7 +145,7 @@ impl Agent {
 
     /// Carries the started operation `index` out and completes it.
     pub fn finish(&mut self, index: usize) {
-        let Some(Started { entry, cdb }) = self.started.remove(index) else { return };
+        let Some(Started { entry, cdb, ranges }) = self.started.remove(index) else { return };
         let mut completion = CompletionEntry::new(entry.token.get(), Code::Done);
         let length = entry.data_bytes.get() as usize;
         completion.transferred_bytes.set(length as u32);
@@ -158,6 +161,25 @@ impl Agent {
                 assert!(self.memory.read(entry.data_offset.get(), to));
             }
             Operation::Flush => {}
+            Operation::Unmap => {
+                for range in ranges {
+                    let at = range.lba.get() as usize * BLOCK_BYTES;
+                    self.disk[at..at + range.blocks.get() as usize * BLOCK_BYTES].fill(0);
+                }
+            }
+            Operation::CompareAndWrite => {
+                let mut data = vec![0; length];
+                assert!(self.memory.read(entry.data_offset.get(), &mut data));
+                let (expected, new) = data.split_at(length / 2);
+                let stored = &mut self.disk[at..at + length / 2];
+                match stored.iter().zip(expected).position(|(one, other)| one != other) {
+                    None => stored.copy_from_slice(new),
+                    Some(offset) => {
+                        completion.outcome = Code::Miscompare.code();
+                        completion.detail.set(offset as u64);
+                    }
+                }
+            }
             Operation::Forward => {
                 // Echoes the CDB as sense data, so that the test sees both ways.
                 completion.outcome = Code::Forwarded.code();
@@ -363,6 +385,23 @@ impl Rig {
             data: data.map(OperationData::from),
             data_bytes,
             cdb,
+            ranges: &[],
+        };
+        self.ring.submit(&submission, &mut self.host_cache)
+    }
+
+    pub fn unmap(&mut self, token: u64, ranges: &[BlockRange]) -> Result<(), NoRoom> {
+        let submission = Submission {
+            token,
+            unit: 5,
+            nexus: 6,
+            configuration_generation: 7,
+            nexus_generation: 8,
+            request: BlockRequest::Unmap,
+            data: None,
+            data_bytes: 0,
+            cdb: &[],
+            ranges,
         };
         self.ring.submit(&submission, &mut self.host_cache)
     }

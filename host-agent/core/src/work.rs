@@ -1,0 +1,36 @@
+//! What an operation still has to do when its present step at a handler is over. Most have nothing:
+//! one request, one outcome.
+
+use lunar_handlers::Request;
+
+use crate::operations::Step;
+
+/// See the module.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Work {
+    /// Nothing: the step's outcome is the operation's.
+    Once,
+    /// UNMAP: the other ranges (first block, blocks), the next one last.
+    Unmap(Vec<(u64, u64)>),
+}
+
+impl Work {
+    /// The step after `done`, which was carried out; `None` when that was the last.
+    pub(crate) fn next(&mut self, done: &Step) -> Option<Step> {
+        match self {
+            Self::Once => None,
+            Self::Unmap(rest) => {
+                let (lba, blocks) = rest.pop()?;
+                Some(Step { request: Request::Unmap { lba, blocks }, ..*done })
+            }
+        }
+    }
+
+    /// Whether there is another step to leave out.
+    pub(crate) fn has_more(&self) -> bool {
+        match self {
+            Self::Once => false,
+            Self::Unmap(rest) => !rest.is_empty(),
+        }
+    }
+}
