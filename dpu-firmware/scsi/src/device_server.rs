@@ -9,7 +9,7 @@ mod parameter;
 mod supported;
 mod vpd;
 
-pub use medium::{Data, UNMAP_RANGES_MAX, unmap, unmap_ranges};
+pub use medium::{Data, UNMAP_RANGES_MAX, lba_runs, unmap, unmap_ranges};
 pub use mode::{ModeParameters, select};
 pub use parameter::{LBA_RUNS_MAX, LbaRun, Parameter, fill, fill_lba_status};
 
@@ -101,10 +101,8 @@ pub enum BlockOperation {
     LbaStatus {
         /// First block.
         lba: u64,
-        /// Blocks that may be told about, at least 1.
-        blocks: u32,
-        /// Runs of blocks that the initiator has room to be told about, at least 1.
-        runs: u8,
+        /// ALLOCATION LENGTH, bytes, enough for at least one byte about a run: [`lba_runs`] of them.
+        allocation: u32,
     },
 }
 

@@ -675,8 +675,8 @@ fn range(operation: &BlockOperation) -> Option<(u64, u32)> {
         | BlockOperation::CompareAndWrite { lba, blocks, .. }
         | BlockOperation::WriteAndVerify { lba, blocks }
         | BlockOperation::OrWrite { lba, blocks, .. }
-        | BlockOperation::WriteSame { lba, blocks, .. }
-        | BlockOperation::LbaStatus { lba, blocks, .. } => Some((lba, blocks)),
+        | BlockOperation::WriteSame { lba, blocks, .. } => Some((lba, blocks)),
+        BlockOperation::LbaStatus { lba, .. } => Some((lba, 1)),
         BlockOperation::Unmap { .. } => None,
     }
 }

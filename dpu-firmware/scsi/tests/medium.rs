@@ -3,8 +3,8 @@
 
 use lunar_scsi::cdb::ByteCheck;
 use lunar_scsi::device_server::{
-    BlockOperation, LbaRun, UNMAP_RANGES_MAX, Verdict, begin_cdb, fill, fill_lba_status, unmap,
-    unmap_ranges,
+    BlockOperation, LbaRun, UNMAP_RANGES_MAX, Verdict, begin_cdb, fill, fill_lba_status, lba_runs,
+    unmap, unmap_ranges,
 };
 use lunar_scsi::opcodes::{COMMANDS, HostCommand, HostCommands};
 use lunar_scsi::sense::{FieldPointer, Sense};
@@ -321,10 +321,10 @@ fn sbc_4_every_block_of_a_fully_provisioned_unit_is_mapped() {
 fn sbc_4_the_backing_of_a_thin_unit_tells_how_its_blocks_are_provisioned() {
     let unit = LogicalUnit { forwards: true, ..thin() };
     let status = |allocation| verdict(&unit, &sixteen(0x9E, 0x12, 5, allocation));
-    let asked = |runs| Verdict::Block(BlockOperation::LbaStatus { lba: 5, blocks: 995, runs });
-    assert_eq!(status(24), asked(1));
-    assert_eq!(status(25), asked(2));
-    assert_eq!(status(u32::MAX), asked(32));
+    let asked = |allocation| Verdict::Block(BlockOperation::LbaStatus { lba: 5, allocation });
+    for (allocation, runs) in [(9, 1), (24, 1), (25, 2), (u32::MAX, 32)] {
+        assert_eq!((status(allocation), lba_runs(allocation)), (asked(allocation), runs));
+    }
     assert!(matches!(status(8), Verdict::Parameter(_)), "no room for any");
     let runs = [
         LbaRun { lba: 5, blocks: 3, deallocated: true },

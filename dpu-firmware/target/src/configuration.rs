@@ -102,7 +102,9 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         maximum_transfer_blocks: TRANSFER_BYTES_MAX / unit.block_bytes,
         tst: unit.task_set_type,
         forwards: unit.forwards,
-        ..LogicalUnit::new(unit.block_bytes, unit.blocks, identity)
+        blocks: unit.blocks,
+        // A removable one may have no medium.
+        ..LogicalUnit::new(unit.block_bytes, unit.blocks.max(1), identity)
             .map_err(|error| about(error.to_string()))?
     };
     let (backend, by_default) = match unit.backend {

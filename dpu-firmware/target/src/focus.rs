@@ -4,11 +4,15 @@
 //! it goes in one turn. A step must not reach other tasks; what concerns those is left behind as a
 //! [`Wake`] or handed back as [`After`], and `resume` carries it out.
 
-use lunar_backend::{OperationData, Submission};
+use lunar_backend::{BlockRange, BlockRequest, OperationData, Submission};
 use lunar_dma::sgv::{Buffer, ClaimError, Placement};
 use lunar_dma::slots::SlotId;
+use lunar_offload_proto::ring::{LBA_DEALLOCATED, LbaRun as RingRun};
 use lunar_platform::Platform;
-use lunar_scsi::device_server::{self, BlockOperation, BlockOutcome, Ending, Parameter, Verdict};
+use lunar_scsi::cdb;
+use lunar_scsi::device_server::{
+    self, BlockOperation, BlockOutcome, Data, Ending, LbaRun, Parameter, Verdict,
+};
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
@@ -201,6 +205,16 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                 Some(unit) => begin_transfer(task, operation, unit.logical_unit.block_shift()),
                 None => task.check(Sense::INTERNAL_TARGET_FAILURE),
             },
+            Verdict::UnmapList { bytes } => {
+                task.work = Work::UnmapList;
+                match offer_data(task, Direction::Out, bytes.into(), 0) {
+                    Ok(offered_bytes) if offered_bytes >= task.wanted_bytes => {
+                        Step::Enter(task.need_of_data_out())
+                    }
+                    Ok(_) => task.check(Sense::INVALID_INFORMATION_UNIT),
+                    Err(sense) => task.check(sense),
+                }
+            }
             Verdict::Forward => {
                 task.work = Work::Forward;
                 let (out_bytes, in_bytes) =
@@ -249,7 +263,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         if unit.placement == Placement::HostDram
             && self.kit.host_cache.is_some()
             && !self.kit.releasing
-            && !matches!(self.task.work, Work::Parameter(_))
+            && !self.task.work.needs_card_memory()
         {
             return Placement::HostDram;
         }
@@ -406,7 +420,8 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                 return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
             };
             let read_only = unit.logical_unit.read_only || lun.read_only;
-            if read_only && matches!(task.work, Work::Block(BlockOperation::Write { .. })) {
+            let cdb = self.kit.receive_region.cdb(task);
+            if read_only && cdb::parse(cdb).is_ok_and(|command| command.is_write()) {
                 return task.check(Sense::WRITE_PROTECTED);
             }
             task.access_generation = unit.access_generation;
@@ -420,16 +435,85 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                     Step::Enter(State::NeedSendRoom)
                 }
                 Work::Forward => task.check(Sense::INVALID_COMMAND_OPERATION_CODE),
-                Work::Parameter(_) | Work::Undecided => task.check(Sense::INTERNAL_TARGET_FAILURE),
+                _ => self.submit_list_to_nobody(),
             };
         }
         self.submit_to_ring()
     }
 
+    /// UNMAP to a card-local unit: the list is judged as everywhere, and then forgotten like a WRITE.
+    #[cold]
+    fn submit_list_to_nobody(&mut self) -> Step {
+        match (self.task.work, self.unmap_operation()) {
+            (Work::UnmapList, Some(Ok(_))) => self.task.end(Status::Good),
+            (Work::UnmapList, Some(Err(sense))) => self.task.check(sense),
+            _ => self.task.check(Sense::INTERNAL_TARGET_FAILURE),
+        }
+    }
+
     #[inline(never)]
     fn submit_to_ring(&mut self) -> Step {
+        match self.task.block_request() {
+            Some(request) => self.hand_over(request, self.task.wanted_bytes, &[]),
+            None => self.submit_rare(),
+        }
+    }
+
+    /// The rest of [`Self::submit_to_ring`].
+    #[cold]
+    fn submit_rare(&mut self) -> Step {
+        match self.task.work {
+            Work::UnmapList => self.submit_unmap(),
+            Work::LbaStatus { lba, allocation } => {
+                let runs = u32::from(device_server::lba_runs(allocation));
+                let request = BlockRequest::LbaStatus { lba, blocks: 0 };
+                self.hand_over(request, runs * size_of::<RingRun>() as u32, &[])
+            }
+            _ => match self.task.rare_request() {
+                Some(request) => self.hand_over(request, self.task.wanted_bytes, &[]),
+                None => self.task.check(Sense::INTERNAL_TARGET_FAILURE),
+            },
+        }
+    }
+
+    /// What UNMAP's list comes to, where it lies; `None` if it does not lie anywhere.
+    fn unmap_operation(&self) -> Option<Result<Option<BlockOperation>, Sense>> {
+        let unit = &self.unit.as_ref()?.logical_unit;
+        Some(device_server::unmap(unit, self.parameter_list()?))
+    }
+
+    /// The parameter list from the initiator: in the task's buffer, which is card memory, or still in
+    /// its message.
+    fn parameter_list(&self) -> Option<&[u8]> {
+        let bytes = self.task.wanted_bytes;
+        match self.task.buffer.as_ref() {
+            Some(buffer) => Some(self.kit.card_region.contents(buffer, bytes)),
+            None => self.kit.receive_region.immediate_bytes(self.task, bytes),
+        }
+    }
+
+    /// Reads UNMAP's list, anew in each try, and asks the backend for what it says.
+    fn submit_unmap(&mut self) -> Step {
+        let mut ranges = [BlockRange::new(0, 0); device_server::UNMAP_RANGES_MAX as usize];
+        let used = match self.unmap_operation() {
+            Some(Ok(Some(BlockOperation::Unmap { ranges }))) => ranges,
+            Some(Ok(_)) => return self.task.end(Status::Good),
+            Some(Err(sense)) => return self.task.check(sense),
+            None => return self.task.check(Sense::INTERNAL_TARGET_FAILURE),
+        };
+        let list = self.parameter_list().unwrap_or_default();
+        for (to, (lba, blocks)) in ranges.iter_mut().zip(device_server::unmap_ranges(list, used)) {
+            *to = BlockRange::new(lba, blocks);
+        }
+        let used = ranges.get(..usize::from(used)).unwrap_or_default();
+        self.hand_over(BlockRequest::Unmap, 0, used)
+    }
+
+    /// Gives `request` with `data_bytes` of the task's data to the backend, as soon as that has room.
+    #[inline(always)]
+    fn hand_over(&mut self, request: BlockRequest, data_bytes: u32, ranges: &[BlockRange]) -> Step {
         let task = &mut *self.task;
-        let (Some(request), Some(unit)) = (task.block_request(), self.unit.as_mut()) else {
+        let Some(unit) = self.unit.as_mut() else {
             return task.check(Sense::INTERNAL_TARGET_FAILURE);
         };
         if task.holds_lost_host_memory(self.kit.host_epoch) {
@@ -451,9 +535,9 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                 Some(buffer) => Some(OperationData::from(buffer)),
                 None => self.kit.receive_region.immediate_data(task),
             },
-            data_bytes: task.wanted_bytes,
+            data_bytes,
             cdb: self.kit.receive_region.cdb(task),
-            ranges: &[],
+            ranges,
         };
         // Others wait already, and this one is not the first of them.
         let behind = self.kit.need_backend.head().is_some_and(|head| head != self.id.index);
@@ -498,7 +582,11 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             self.keep_forwarded_sense(outcome);
         } else {
             match device_server::finish(block_outcome(outcome)) {
-                Ending::Status(Status::Good) => {}
+                Ending::Status(Status::Good) => {
+                    if let Work::LbaStatus { allocation, .. } = self.task.work {
+                        self.tell_lba_status(allocation, outcome.transferred_bytes);
+                    }
+                }
                 Ending::Status(status) => {
                     self.task.end(status);
                 }
@@ -509,6 +597,32 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         }
         self.enter(State::NeedSendRoom);
         self.advance()
+    }
+
+    /// Makes GET LBA STATUS's parameter data of the runs that the backend put into the task's buffer.
+    #[cold]
+    fn tell_lba_status(&mut self, allocation: u32, runs_bytes: u32) {
+        let task = &mut *self.task;
+        let Some(buffer) = task.buffer.as_ref() else { return };
+        let told = self.kit.card_region.contents(buffer, runs_bytes.min(buffer.bytes()));
+        let (told, _) = told.as_chunks::<{ size_of::<RingRun>() }>();
+        let mut runs = [LbaRun { lba: 0, blocks: 0, deallocated: false };
+            device_server::LBA_RUNS_MAX as usize];
+        let mut count = 0;
+        for (to, run) in runs.iter_mut().zip(told) {
+            let run: RingRun = zerocopy::transmute!(*run);
+            *to = LbaRun {
+                lba: run.lba.get(),
+                blocks: run.blocks.get(),
+                deallocated: run.state == LBA_DEALLOCATED,
+            };
+            count += 1;
+        }
+        let bytes = task.wanted_bytes.min(buffer.bytes());
+        let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
+        let length = device_server::fill_lba_status(runs.get(..count).unwrap_or_default(), out);
+        task.wanted_bytes = u32::try_from(length).unwrap_or(0).min(allocation);
+        task.transfer_bytes = task.wanted_bytes.min(task.data_in.total_bytes());
     }
 
     /// [`Self::over`] of a task whose queue pair refused its chain.
@@ -673,6 +787,40 @@ fn begin_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Ste
                 Err(sense) => task.check(sense),
             }
         }
+        _ => begin_rare_transfer(task, operation, shift),
+    }
+}
+
+/// [`begin_transfer`] of the rarer operations.
+#[cold]
+#[inline(never)]
+fn begin_rare_transfer(task: &mut Task, operation: BlockOperation, shift: u32) -> Step {
+    if let BlockOperation::LbaStatus { lba, allocation } = operation {
+        task.work = Work::LbaStatus { lba, allocation };
+        task.direction = Direction::In;
+        // The runs as the backend gives them are no longer than the descriptors behind their header.
+        task.wanted_bytes = 8 + 16 * u32::from(device_server::lba_runs(allocation));
+        return Step::Enter(State::NeedBuffer);
+    }
+    if operation.is_write() {
+        task.kind = OperationKind::Write;
+    }
+    let Data::Out(blocks) = operation.data() else { return Step::Enter(State::NeedBackend) };
+    let is_exact = matches!(
+        operation,
+        BlockOperation::WriteSame { .. } | BlockOperation::CompareAndWrite { .. }
+    );
+    match offer_data(task, Direction::Out, blocks, shift) {
+        // What is behind the data would be data for something that was not meant: in these commands the
+        // initiator and the CDB disagree about what the data is.
+        Ok(offered_bytes) if is_exact && offered_bytes != task.wanted_bytes => {
+            task.check(Sense::INVALID_FIELD_IN_CDB)
+        }
+        Ok(offered_bytes) if offered_bytes < task.wanted_bytes => {
+            task.check(Sense::INVALID_INFORMATION_UNIT)
+        }
+        Ok(_) => Step::Enter(task.need_of_data_out()),
+        Err(sense) => task.check(sense),
     }
 }
 
@@ -712,6 +860,7 @@ fn block_outcome(outcome: &lunar_backend::Outcome) -> BlockOutcome {
         Ring::Transitioning => BlockOutcome::Transitioning,
         Ring::Lost => BlockOutcome::Lost,
         Ring::Cancelled => BlockOutcome::Cancelled,
+        Ring::Miscompare => BlockOutcome::Miscompare { offset_bytes: outcome.detail },
         _ => BlockOutcome::HardwareError,
     }
 }

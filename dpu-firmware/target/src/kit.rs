@@ -165,6 +165,13 @@ impl<R: Region> ReceiveBuffers<R> {
         })
     }
 
+    /// The first `bytes` of the immediate data of `task`; `None` if it has none or less.
+    pub(crate) fn immediate_bytes(&self, task: &Task, bytes: u32) -> Option<&[u8]> {
+        let DataBuffer::Immediate { offset, length } = task.data_out else { return None };
+        let offset = task.receive as usize * self.stride + offset as usize;
+        (bytes <= length).then(|| self.region.bytes(offset, bytes as usize))
+    }
+
     /// The receive work request of buffer `index`.
     #[inline]
     pub(crate) fn request(&self, index: u32) -> ReceiveRequest {
@@ -179,7 +186,7 @@ impl<R: Region> ReceiveBuffers<R> {
     }
 }
 
-/// SGV memory on the card, for parameter data.
+/// SGV memory on the card, for parameter data and parameter lists.
 pub(crate) struct CardRegion<R>(pub(crate) R);
 
 impl<R: Region> CardRegion<R> {

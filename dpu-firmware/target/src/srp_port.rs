@@ -553,10 +553,12 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     fn encode_rare(&mut self, request_limit_delta: i32, solicited: bool) -> Option<u32> {
         self.release_table();
         let task = &*self.task;
+        let unit = self.unit.as_ref();
+        let descriptor_format = unit.is_some_and(|unit| unit.logical_unit.descriptor_sense);
         let mut encoded = [0; iu::SENSE_BYTES_MAX];
         let sense = match (task.status, task.sense.as_ref()) {
             (Status::CheckCondition, Some(code)) => {
-                let length = code.encode(false, &mut encoded);
+                let length = code.encode(descriptor_format, &mut encoded);
                 encoded.get(..length).unwrap_or(&[])
             }
             (_, _) if task.sense_bytes != 0 => {

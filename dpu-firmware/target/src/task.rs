@@ -90,9 +90,25 @@ pub(crate) enum Wake {
 #[repr(u8)] // A tag of its own: telling one packed into the operations costs more than the byte.
 pub(crate) enum Work {
     Undecided,
-    Parameter(Parameter),
     Block(BlockOperation),
     Forward,
+    // From here on the card itself reads or writes the data: see `needs_card_memory`.
+    Parameter(Parameter),
+    /// UNMAP, whose data-out says what.
+    UnmapList,
+    /// GET LBA STATUS of a unit whose backing knows.
+    LbaStatus {
+        lba: u64,
+        allocation: u32,
+    },
+}
+
+impl Work {
+    /// Whether its data has to lie where the card's cores can reach it.
+    #[inline(always)]
+    pub(crate) fn needs_card_memory(&self) -> bool {
+        matches!(self, Self::Parameter(_) | Self::UnmapList | Self::LbaStatus { .. })
+    }
 }
 
 /// Which way a command's data goes, seen from the initiator.
@@ -410,7 +426,7 @@ impl Task {
         self.direction == Direction::In && self.transfer_bytes != 0 && self.status == Status::Good
     }
 
-    /// What the backend is asked for; `None` for work that never goes there.
+    /// What the backend is asked for by the work that nearly every task has; `None` for the rest.
     #[inline]
     pub(crate) fn block_request(&self) -> Option<BlockRequest> {
         Some(match self.work {
@@ -422,7 +438,37 @@ impl Task {
                 BlockRequest::Flush { lba, blocks }
             }
             Work::Forward => BlockRequest::Forward { data_out: self.data_out.total_bytes() != 0 },
-            Work::Parameter(_) | Work::Undecided => return None,
+            _ => return None,
+        })
+    }
+
+    /// [`Self::block_request`] of the rarer block operations.
+    #[cold]
+    pub(crate) fn rare_request(&self) -> Option<BlockRequest> {
+        let Work::Block(operation) = self.work else { return None };
+        Some(match operation {
+            // The amount of data says what is compared.
+            BlockOperation::Compare { lba, blocks, check: _ } => {
+                BlockRequest::Compare { lba, blocks }
+            }
+            BlockOperation::CompareAndWrite { lba, blocks, fua } => {
+                BlockRequest::CompareAndWrite { lba, blocks, fua }
+            }
+            BlockOperation::WriteAndVerify { lba, blocks } => {
+                BlockRequest::WriteAndVerify { lba, blocks }
+            }
+            BlockOperation::OrWrite { lba, blocks, fua } => {
+                BlockRequest::OrWrite { lba, blocks, fua }
+            }
+            // And here whether there is any.
+            BlockOperation::WriteSame { lba, blocks, zeros: _, unmap } => {
+                BlockRequest::WriteSame { lba, blocks, unmap }
+            }
+            BlockOperation::Read { .. }
+            | BlockOperation::Write { .. }
+            | BlockOperation::Flush { .. }
+            | BlockOperation::Unmap { .. }
+            | BlockOperation::LbaStatus { .. } => return None,
         })
     }
 

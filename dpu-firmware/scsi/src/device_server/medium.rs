@@ -239,17 +239,17 @@ fn get_lba_status(unit: &LogicalUnit, lba: u64, allocation: u32) -> Result<Verdi
         _ => return Err(Sense::LBA_OUT_OF_RANGE.with_information(lba)),
     };
     let blocks = u32::try_from(rest).unwrap_or(u32::MAX);
-    let runs = lba_runs(allocation);
-    Ok(if unit.thin && unit.forwards && runs != 0 {
-        Verdict::Block(BlockOperation::LbaStatus { lba, blocks, runs })
+    Ok(if unit.thin && unit.forwards && lba_runs(allocation) != 0 {
+        Verdict::Block(BlockOperation::LbaStatus { lba, allocation })
     } else {
         Verdict::Parameter(Parameter::LbaStatus { lba, blocks, allocation })
     })
 }
 
-/// How many descriptors an initiator with this ALLOCATION LENGTH takes, in part at least, as far as
-/// they are told in one command.
-fn lba_runs(allocation: u32) -> u8 {
+/// How many LBA status descriptors an initiator with this ALLOCATION LENGTH takes, in part at least, as
+/// far as they are told in one command.
+#[must_use]
+pub fn lba_runs(allocation: u32) -> u8 {
     let descriptors = allocation.saturating_sub(8).div_ceil(16);
     u8::try_from(descriptors).unwrap_or(u8::MAX).min(LBA_RUNS_MAX)
 }
