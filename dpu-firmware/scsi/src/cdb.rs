@@ -418,15 +418,22 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
     }
 }
 
+/// A READ or WRITE.
+#[derive(Clone, Copy)]
+pub(crate) enum Usual {
+    Read(Transfer),
+    Write(Transfer),
+}
+
 /// What [`parse`] says of the commands that nearly all are, READ and WRITE of 10 and 16 bytes, if
 /// it accepts them. Separate because as a part of [`parse`] they pay for the results of all others.
 #[inline(always)]
-pub(crate) fn parse_common(cdb: &[u8]) -> Option<Command> {
+pub(crate) fn parse_usual(cdb: &[u8]) -> Option<Usual> {
     match *cdb.first()? {
-        opcode::READ_10 => read_write_10(cdb).ok().map(Command::Read),
-        opcode::WRITE_10 => read_write_10(cdb).ok().map(Command::Write),
-        opcode::READ_16 => read_write_16(cdb).ok().map(Command::Read),
-        opcode::WRITE_16 => read_write_16(cdb).ok().map(Command::Write),
+        opcode::READ_10 => read_write_10(cdb).ok().map(Usual::Read),
+        opcode::WRITE_10 => read_write_10(cdb).ok().map(Usual::Write),
+        opcode::READ_16 => read_write_16(cdb).ok().map(Usual::Read),
+        opcode::WRITE_16 => read_write_16(cdb).ok().map(Usual::Write),
         _ => None,
     }
 }

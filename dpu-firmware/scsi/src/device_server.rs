@@ -9,11 +9,11 @@ mod parameter;
 mod supported;
 mod vpd;
 
-pub use medium::{Data, UNMAP_RANGES_MAX, lba_runs, unmap, unmap_ranges};
+pub use medium::{Data, UNMAP_RANGES_MAX, all_mapped, lba_runs, unmap, unmap_ranges};
 pub use mode::{ModeParameters, select};
 pub use parameter::{LBA_RUNS_MAX, LbaRun, Parameter, fill, fill_lba_status};
 
-use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer};
+use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer, Usual};
 use crate::opcodes::HostCommand;
 use crate::sense::Sense;
 use crate::status::Status;
@@ -97,11 +97,12 @@ pub enum BlockOperation {
         /// Ranges in the list, at least 1; [`unmap_ranges`] finds them.
         ranges: u16,
     },
-    /// How the blocks from `lba` on are provisioned; [`fill_lba_status`] makes parameter data of it.
+    /// How the blocks from `lba` on are provisioned; [`fill_lba_status`] makes parameter data of it. Only
+    /// of a thin unit has the backing to be asked, of others it is [`all_mapped`].
     LbaStatus {
         /// First block.
         lba: u64,
-        /// ALLOCATION LENGTH, bytes, enough for at least one byte about a run: [`lba_runs`] of them.
+        /// ALLOCATION LENGTH, bytes, at least 1: enough for [`lba_runs`].
         allocation: u32,
     },
 }
@@ -186,7 +187,7 @@ pub fn usual_operation(
     lun_read_only: bool,
     cdb: &[u8],
 ) -> Option<BlockOperation> {
-    block_operation(unit, lun_read_only, &cdb::parse_common(cdb)?)
+    block_operation(unit, lun_read_only, &cdb::parse_usual(cdb)?)
 }
 
 /// Parses a CDB and decides. An unknown command is [`Verdict::Forward`] where the unit forwards. The
@@ -213,7 +214,12 @@ fn refuse(unit: &LogicalUnit, sense: Sense) -> Verdict {
 /// Decides what a command to this unit comes to. `lun_read_only`: the unit is mapped read only for
 /// this I_T nexus, whatever it is itself.
 pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verdict {
-    if let Some(operation) = block_operation(unit, lun_read_only, command) {
+    let usual = match *command {
+        Command::Read(transfer) => Some(Usual::Read(transfer)),
+        Command::Write(transfer) => Some(Usual::Write(transfer)),
+        _ => None,
+    };
+    if let Some(operation) = usual.and_then(|usual| block_operation(unit, lun_read_only, &usual)) {
         return Verdict::Block(operation);
     }
     if !unit.has_medium() && medium::needs_medium(command) {
@@ -332,17 +338,17 @@ fn finish_failed(outcome: BlockOutcome) -> Ending {
 fn block_operation(
     unit: &LogicalUnit,
     lun_read_only: bool,
-    command: &Command,
+    command: &Usual,
 ) -> Option<BlockOperation> {
     match *command {
-        Command::Read(transfer)
+        Usual::Read(transfer)
             if transfer.blocks != 0 && check_transfer(unit, &transfer).is_ok() =>
         {
             Some(BlockOperation::Read { lba: transfer.lba, blocks: transfer.blocks })
         }
-        Command::Write(transfer)
+        Usual::Write(transfer)
             if transfer.blocks != 0
-                && check_writable(unit, lun_read_only).is_ok()
+                && medium::is_writable(unit, lun_read_only)
                 && check_transfer(unit, &transfer).is_ok() =>
         {
             Some(BlockOperation::Write {
@@ -355,9 +361,12 @@ fn block_operation(
     }
 }
 
-#[inline]
 fn check_writable(unit: &LogicalUnit, lun_read_only: bool) -> Result<(), Sense> {
-    if unit.read_only || lun_read_only { Err(medium::write_protected(unit)) } else { Ok(()) }
+    if medium::is_writable(unit, lun_read_only) {
+        Ok(())
+    } else {
+        Err(medium::write_protected(unit))
+    }
 }
 
 /// FUA and DPO, the length and the range of a READ or WRITE.

@@ -697,7 +697,6 @@ fn told_length(parameter: &Parameter, bytes: &[u8]) -> Option<usize> {
         Parameter::LogPage { .. } => 4 + be16(2),
         Parameter::DefectData { long: false, .. } => 4 + be16(2),
         Parameter::DefectData { long: true, .. } => 8 + be32(4),
-        Parameter::LbaStatus { .. } => 4 + be32(0),
         Parameter::OperationCodes(report) if report.options == 0 => 4 + be32(0),
         Parameter::OperationCodes(report) => {
             4 + be16(2) + if report.timeouts && bytes[1] & 0x80 != 0 { 12 } else { 0 }
@@ -748,9 +747,6 @@ proptest! {
             }
             Parameter::DefectData { long, lists, .. } => {
                 Parameter::DefectData { long, lists, allocation: u32::MAX }
-            }
-            Parameter::LbaStatus { lba, blocks, .. } => {
-                Parameter::LbaStatus { lba, blocks, allocation: u32::MAX }
             }
             Parameter::OperationCodes(report) => {
                 let report = cdb::ReportOperationCodes { allocation: u32::MAX, ..report };

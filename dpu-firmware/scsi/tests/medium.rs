@@ -3,8 +3,8 @@
 
 use lunar_scsi::cdb::ByteCheck;
 use lunar_scsi::device_server::{
-    BlockOperation, LbaRun, UNMAP_RANGES_MAX, Verdict, begin_cdb, fill, fill_lba_status, lba_runs,
-    unmap, unmap_ranges,
+    BlockOperation, LbaRun, UNMAP_RANGES_MAX, Verdict, all_mapped, begin_cdb, fill,
+    fill_lba_status, lba_runs, unmap, unmap_ranges,
 };
 use lunar_scsi::opcodes::{COMMANDS, HostCommand, HostCommands};
 use lunar_scsi::sense::{FieldPointer, Sense};
@@ -305,27 +305,30 @@ fn sbc_4_pre_fetch_is_good_because_the_card_keeps_no_blocks() {
 }
 
 #[test]
-fn sbc_4_every_block_of_a_fully_provisioned_unit_is_mapped() {
-    let bytes = data(&disk(), &sixteen(0x9E, 0x12, 5, 24));
-    let mut expected = vec![0, 0, 0, 20, 0, 0, 0, 0];
-    expected.extend(5_u64.to_be_bytes());
-    expected.extend(995_u32.to_be_bytes());
-    expected.extend([0; 4]);
-    assert_eq!(bytes, expected);
+fn sbc_4_get_lba_status_begins_on_the_medium() {
     for lba in [1_000, 1_001, 1 << 63, u64::MAX] {
         assert_eq!(verdict(&disk(), &sixteen(0x9E, 0x12, lba, 24)), out_of_range(lba));
+    }
+    assert_eq!(verdict(&disk(), &sixteen(0x9E, 0x12, 5, 0)), GOOD);
+    for unit in [disk(), thin()] {
+        let status = |allocation| verdict(&unit, &sixteen(0x9E, 0x12, 5, allocation));
+        let asked = |allocation| Verdict::Block(BlockOperation::LbaStatus { lba: 5, allocation });
+        for (allocation, runs) in [(1, 1), (9, 1), (24, 1), (25, 2), (u32::MAX, 32)] {
+            assert_eq!((status(allocation), lba_runs(allocation)), (asked(allocation), runs));
+        }
     }
 }
 
 #[test]
-fn sbc_4_the_backing_of_a_thin_unit_tells_how_its_blocks_are_provisioned() {
-    let unit = LogicalUnit { forwards: true, ..thin() };
-    let status = |allocation| verdict(&unit, &sixteen(0x9E, 0x12, 5, allocation));
-    let asked = |allocation| Verdict::Block(BlockOperation::LbaStatus { lba: 5, allocation });
-    for (allocation, runs) in [(9, 1), (24, 1), (25, 2), (u32::MAX, 32)] {
-        assert_eq!((status(allocation), lba_runs(allocation)), (asked(allocation), runs));
-    }
-    assert!(matches!(status(8), Verdict::Parameter(_)), "no room for any");
+fn sbc_4_every_block_of_a_fully_provisioned_unit_is_mapped() {
+    let expected = LbaRun { lba: 5, blocks: 995, deallocated: false };
+    assert_eq!(all_mapped(&disk(), 5), expected);
+    let large = LogicalUnit { blocks: 1 << 40, ..disk() };
+    assert_eq!(all_mapped(&large, 0).blocks, u32::MAX);
+}
+
+#[test]
+fn sbc_4_lba_status_tells_of_runs() {
     let runs = [
         LbaRun { lba: 5, blocks: 3, deallocated: true },
         LbaRun { lba: 8, blocks: 992, deallocated: false },

@@ -413,19 +413,14 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         };
         if task.access_generation != unit.access_generation
             && !crate::mutant::is(crate::mutant::Mutant::NoRecheckAtSubmit)
+            && let Some(step) = self.recheck()
         {
-            self.kit.counters.rechecks += 1;
-            let lun = self.nexus.luns.get(task.lun as usize);
-            let Some(lun) = lun.filter(|lun| lun.mapped && lun.unit == task.unit) else {
-                return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
-            };
-            let read_only = unit.logical_unit.read_only || lun.read_only;
-            let cdb = self.kit.receive_region.cdb(task);
-            if read_only && cdb::parse(cdb).is_ok_and(|command| command.is_write()) {
-                return task.check(Sense::WRITE_PROTECTED);
-            }
-            task.access_generation = unit.access_generation;
+            return step;
         }
+        let task = &mut *self.task;
+        let Some(unit) = self.unit.as_mut() else {
+            return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
+        };
         if unit.backend == BackendKind::CardNull {
             // SCST's vdisk_nullio: READ gives whatever the buffer held, WRITE forgets. Nothing outside
             // has to happen, so there is no state to wait in.
@@ -435,18 +430,42 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                     Step::Enter(State::NeedSendRoom)
                 }
                 Work::Forward => task.check(Sense::INVALID_COMMAND_OPERATION_CODE),
-                _ => self.submit_list_to_nobody(),
+                _ => self.submit_rare_to_nobody(),
             };
         }
         self.submit_to_ring()
     }
 
-    /// UNMAP to a card-local unit: the list is judged as everywhere, and then forgotten like a WRITE.
+    /// The configuration changed since the verdict: `None` if the command may go on all the same.
     #[cold]
-    fn submit_list_to_nobody(&mut self) -> Step {
-        match (self.task.work, self.unmap_operation()) {
-            (Work::UnmapList, Some(Ok(_))) => self.task.end(Status::Good),
-            (Work::UnmapList, Some(Err(sense))) => self.task.check(sense),
+    #[inline(never)]
+    fn recheck(&mut self) -> Option<Step> {
+        let task = &mut *self.task;
+        let unit = self.unit.as_ref()?;
+        self.kit.counters.rechecks += 1;
+        let lun = self.nexus.luns.get(task.lun as usize);
+        let Some(lun) = lun.filter(|lun| lun.mapped && lun.unit == task.unit) else {
+            return Some(task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED));
+        };
+        let read_only = unit.logical_unit.read_only || lun.read_only;
+        let cdb = self.kit.receive_region.cdb(task);
+        if read_only && cdb::parse(cdb).is_ok_and(|command| command.is_write()) {
+            return Some(task.check(Sense::WRITE_PROTECTED));
+        }
+        task.access_generation = unit.access_generation;
+        None
+    }
+
+    /// To a card-local unit: UNMAP's list is judged as everywhere, and then forgotten like a WRITE.
+    #[cold]
+    fn submit_rare_to_nobody(&mut self) -> Step {
+        match self.task.work {
+            Work::UnmapList => match self.unmap_operation() {
+                Some(Ok(_)) => self.task.end(Status::Good),
+                Some(Err(sense)) => self.task.check(sense),
+                None => self.task.check(Sense::INTERNAL_TARGET_FAILURE),
+            },
+            Work::LbaStatus { lba, allocation } => self.tell_all_mapped(lba, allocation),
             _ => self.task.check(Sense::INTERNAL_TARGET_FAILURE),
         }
     }
@@ -464,6 +483,9 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     fn submit_rare(&mut self) -> Step {
         match self.task.work {
             Work::UnmapList => self.submit_unmap(),
+            Work::LbaStatus { lba, allocation } if !self.is_thin() => {
+                self.tell_all_mapped(lba, allocation)
+            }
             Work::LbaStatus { lba, allocation } => {
                 let runs = u32::from(device_server::lba_runs(allocation));
                 let request = BlockRequest::LbaStatus { lba, blocks: 0 };
@@ -599,15 +621,14 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         self.advance()
     }
 
-    /// Makes GET LBA STATUS's parameter data of the runs that the backend put into the task's buffer.
+    /// GET LBA STATUS's parameter data of the runs that the backend put into the task's buffer.
     #[cold]
     fn tell_lba_status(&mut self, allocation: u32, runs_bytes: u32) {
-        let task = &mut *self.task;
-        let Some(buffer) = task.buffer.as_ref() else { return };
+        let Some(buffer) = self.task.buffer.as_ref() else { return };
         let told = self.kit.card_region.contents(buffer, runs_bytes.min(buffer.bytes()));
         let (told, _) = told.as_chunks::<{ size_of::<RingRun>() }>();
-        let mut runs = [LbaRun { lba: 0, blocks: 0, deallocated: false };
-            device_server::LBA_RUNS_MAX as usize];
+        let none = LbaRun { lba: 0, blocks: 0, deallocated: false };
+        let mut runs = [none; device_server::LBA_RUNS_MAX as usize];
         let mut count = 0;
         for (to, run) in runs.iter_mut().zip(told) {
             let run: RingRun = zerocopy::transmute!(*run);
@@ -618,9 +639,29 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             };
             count += 1;
         }
+        self.fill_lba_status(allocation, runs.get(..count).unwrap_or_default());
+    }
+
+    /// GET LBA STATUS of a unit whose backing need not be asked.
+    fn tell_all_mapped(&mut self, lba: u64, allocation: u32) -> Step {
+        if let Some(unit) = self.unit.as_ref() {
+            let run = device_server::all_mapped(&unit.logical_unit, lba);
+            self.fill_lba_status(allocation, &[run]);
+        }
+        Step::Enter(State::NeedSendRoom)
+    }
+
+    fn is_thin(&self) -> bool {
+        self.unit.as_ref().is_some_and(|unit| unit.logical_unit.thin)
+    }
+
+    /// Writes the parameter data into the task's buffer, over what it was made of.
+    fn fill_lba_status(&mut self, allocation: u32, runs: &[LbaRun]) {
+        let task = &mut *self.task;
+        let Some(buffer) = task.buffer.as_ref() else { return };
         let bytes = task.wanted_bytes.min(buffer.bytes());
         let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
-        let length = device_server::fill_lba_status(runs.get(..count).unwrap_or_default(), out);
+        let length = device_server::fill_lba_status(runs, out);
         task.wanted_bytes = u32::try_from(length).unwrap_or(0).min(allocation);
         task.transfer_bytes = task.wanted_bytes.min(task.data_in.total_bytes());
     }

@@ -2,7 +2,7 @@
 //! parameter list.
 
 use super::{
-    BlockOperation, LBA_RUNS_MAX, Parameter, Verdict, check_range, check_transfer, check_writable,
+    BlockOperation, LBA_RUNS_MAX, LbaRun, Verdict, check_range, check_transfer, check_writable,
 };
 use crate::cdb::{ByteCheck, Command, Transfer, WriteSame};
 use crate::opcodes::HostCommand;
@@ -102,6 +102,7 @@ pub(super) fn needs_medium(command: &Command) -> bool {
     }
 }
 
+#[inline(always)]
 pub(super) fn is_writable(unit: &LogicalUnit, lun_read_only: bool) -> bool {
     !(unit.read_only || lun_read_only)
 }
@@ -231,27 +232,32 @@ fn unmap_list(unit: &LogicalUnit, anchor: bool, bytes: u16) -> Result<Verdict, S
     }
 }
 
-/// SBC-4, GET LBA STATUS (16). A fully provisioned unit has every block mapped; of a thin one the
-/// backing knows.
+/// SBC-4, GET LBA STATUS (16).
 fn get_lba_status(unit: &LogicalUnit, lba: u64, allocation: u32) -> Result<Verdict, Sense> {
-    let rest = match unit.blocks.checked_sub(lba) {
-        Some(rest) if rest != 0 => rest,
-        _ => return Err(Sense::LBA_OUT_OF_RANGE.with_information(lba)),
-    };
-    let blocks = u32::try_from(rest).unwrap_or(u32::MAX);
-    Ok(if unit.thin && unit.forwards && lba_runs(allocation) != 0 {
-        Verdict::Block(BlockOperation::LbaStatus { lba, allocation })
+    if lba >= unit.blocks {
+        return Err(Sense::LBA_OUT_OF_RANGE.with_information(lba));
+    }
+    Ok(if allocation == 0 {
+        GOOD
     } else {
-        Verdict::Parameter(Parameter::LbaStatus { lba, blocks, allocation })
+        Verdict::Block(BlockOperation::LbaStatus { lba, allocation })
     })
 }
 
+/// What GET LBA STATUS tells of a fully provisioned unit without asking the backing: every block from
+/// `lba` on is mapped.
+#[must_use]
+pub fn all_mapped(unit: &LogicalUnit, lba: u64) -> LbaRun {
+    let blocks = u32::try_from(unit.blocks.saturating_sub(lba)).unwrap_or(u32::MAX);
+    LbaRun { lba, blocks, deallocated: false }
+}
+
 /// How many LBA status descriptors an initiator with this ALLOCATION LENGTH takes, in part at least, as
-/// far as they are told in one command.
+/// far as they are told in one command; 1 where it takes none, because the backing tells one at least.
 #[must_use]
 pub fn lba_runs(allocation: u32) -> u8 {
     let descriptors = allocation.saturating_sub(8).div_ceil(16);
-    u8::try_from(descriptors).unwrap_or(u8::MAX).min(LBA_RUNS_MAX)
+    u8::try_from(descriptors).unwrap_or(u8::MAX).clamp(1, LBA_RUNS_MAX)
 }
 
 /// What UNMAP's parameter list (SBC-4, UNMAP) comes to: an [`BlockOperation::Unmap`] of ranges that

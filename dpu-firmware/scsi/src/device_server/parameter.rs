@@ -77,15 +77,6 @@ pub enum Parameter {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
-    /// GET LBA STATUS parameter data of a unit of which every block is mapped (SBC-4).
-    LbaStatus {
-        /// STARTING LOGICAL BLOCK ADDRESS.
-        lba: u64,
-        /// Blocks from there on.
-        blocks: u32,
-        /// ALLOCATION LENGTH, bytes.
-        allocation: u32,
-    },
     /// REPORT SUPPORTED OPERATION CODES parameter data (SPC-6).
     OperationCodes(ReportOperationCodes),
     /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS parameter data (SPC-6).
@@ -119,7 +110,6 @@ impl Parameter {
             Self::RequestSense { .. } => Sense::BYTES_MAX as u32,
             Self::LogPage { .. } => log::BYTES_MAX,
             Self::DefectData { .. } => DEFECT_DATA_BYTES_MAX,
-            Self::LbaStatus { .. } => LBA_STATUS_HEADER_BYTES + LBA_STATUS_DESCRIPTOR_BYTES,
             Self::OperationCodes(_) => supported::bytes_max(),
             Self::TaskManagement { .. } => supported::TASK_MANAGEMENT_BYTES_MAX,
         };
@@ -135,7 +125,6 @@ impl Parameter {
             Self::ReportLuns { allocation, .. }
             | Self::ReadCapacity16 { allocation }
             | Self::DefectData { allocation, .. }
-            | Self::LbaStatus { allocation, .. }
             | Self::OperationCodes(ReportOperationCodes { allocation, .. })
             | Self::TaskManagement { allocation, .. } => allocation,
             Self::LogPage { allocation, .. } => u32::from(allocation),
@@ -181,9 +170,6 @@ pub fn fill(
         }
         (Parameter::LogPage { page, subpage, .. }, _) => log::write(page, subpage, &mut writer),
         (Parameter::DefectData { long, lists, .. }, _) => defect_data(long, lists, &mut writer),
-        (Parameter::LbaStatus { lba, blocks, .. }, _) => {
-            lba_status(&[LbaRun { lba, blocks, deallocated: false }], &mut writer);
-        }
         (Parameter::OperationCodes(report), Some(unit)) => {
             supported::operation_codes(&report, unit, &mut writer);
         }
@@ -304,19 +290,11 @@ pub struct LbaRun {
 
 /// Runs that one GET LBA STATUS tells about at most.
 pub const LBA_RUNS_MAX: u8 = 32;
-const LBA_STATUS_HEADER_BYTES: u32 = 8;
-const LBA_STATUS_DESCRIPTOR_BYTES: u32 = 16;
 
-/// Writes GET LBA STATUS parameter data (SBC-4) of a unit whose backing gave these runs, cut where `out`
-/// ends. Gives the bytes written.
+/// Writes GET LBA STATUS (16) parameter data (SBC-4) that tells of these runs, cut where `out` ends.
+/// Gives the bytes written.
 pub fn fill_lba_status(runs: &[LbaRun], out: &mut [u8]) -> usize {
     let mut writer = Writer::new(out);
-    lba_status(runs, &mut writer);
-    writer.written()
-}
-
-/// SBC-4, GET LBA STATUS (16) parameter data.
-fn lba_status(runs: &[LbaRun], writer: &mut Writer<'_>) {
     writer.zeros(8);
     for run in runs {
         writer.put(&run.lba.to_be_bytes());
@@ -326,4 +304,5 @@ fn lba_status(runs: &[LbaRun], writer: &mut Writer<'_>) {
     // PARAMETER DATA LENGTH does not count itself.
     let length = u32::try_from(writer.position().saturating_sub(4)).unwrap_or(u32::MAX);
     writer.patch(0, &length.to_be_bytes());
+    writer.written()
 }
