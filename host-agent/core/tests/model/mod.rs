@@ -66,7 +66,9 @@ pub fn unit(blocks: u64) -> UnitConfiguration {
 }
 
 pub fn configuration() -> Configuration {
-    Configuration { units: vec![unit(1000)], targets: Vec::new() }
+    let mut thin = unit(1000);
+    thin.unit.thin = true;
+    Configuration { units: vec![thin], targets: Vec::new() }
 }
 
 /// The card's ends of one ring pair.
