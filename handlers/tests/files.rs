@@ -406,3 +406,39 @@ fn blockio_on_a_loop_device_reaches_the_file_below() {
         assert_eq!(stored, vec![0xc3; 16384]);
     }
 }
+
+#[test]
+fn a_thin_loop_device_unmaps_into_the_file_below() {
+    for engine in engines() {
+        let directory = directory();
+        let path = image(directory.path(), 1 << 20);
+        let device = match Loop::over(&path) {
+            Ok(device) => device,
+            Err(reason) => {
+                eprintln!(
+                    "SKIPPED: a thin loop device, because it needs root and losetup: {reason}"
+                );
+                return;
+            }
+        };
+        let mut parameters = parameters(&device.0, engine);
+        parameters.thin_provisioned = true;
+        let mut device = match vdisk_blockio::open("disk", &parameters) {
+            Ok(opened) => opened.device,
+            Err(error) => {
+                eprintln!("SKIPPED: a thin loop device, because: {error}");
+                return;
+            }
+        };
+        let unmap = Request::Unmap { lba: 1024, blocks: 1000 };
+        assert_eq!(run(&mut device, unmap, None), Outcome::Done, "{engine:?}");
+        let zeroes = Request::WriteSame { lba: 512, blocks: 8, unmap: false };
+        assert_eq!(run(&mut device, zeroes, None), Outcome::Done, "{engine:?}");
+        assert_eq!(run(&mut device, Request::Flush, None), Outcome::Done);
+        drop(device);
+        let stored = std::fs::read(&path).expect("file");
+        assert_eq!(stored[1024 * 512..2024 * 512], vec![0; 1000 * 512]);
+        assert_eq!(stored[512 * 512..520 * 512], vec![0; 8 * 512]);
+        assert!(stored[1023 * 512..1024 * 512].iter().any(|byte| *byte != 0));
+    }
+}

@@ -136,6 +136,10 @@ pub struct LogicalUnit {
     pub eui64: Option<[u8; 8]>,
     pub placement: Placement,
     pub forwards: bool,
+    pub software_write_protect: bool,
+    pub descriptor_sense: bool,
+    /// Bits as in the message; unknown ones are kept.
+    pub host_commands: u32,
 }
 
 impl TryFrom<&control::LogicalUnit> for LogicalUnit {
@@ -230,6 +234,9 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             eui64,
             placement,
             forwards: from.forwards,
+            software_write_protect: from.software_write_protect,
+            descriptor_sense: from.descriptor_sense,
+            host_commands: from.host_commands,
         })
     }
 }

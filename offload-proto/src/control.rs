@@ -14,6 +14,20 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/lunar.control.v1.rs"));
 }
 
+/// Bits of `LogicalUnit.host_commands`.
+pub mod host_command {
+    /// MODE SELECT (6) and (10).
+    pub const MODE_SELECT: u32 = 1 << 0;
+    /// FORMAT UNIT.
+    pub const FORMAT_UNIT: u32 = 1 << 1;
+    /// EXTENDED COPY (LID1).
+    pub const EXTENDED_COPY: u32 = 1 << 2;
+    /// RECEIVE COPY RESULTS.
+    pub const RECEIVE_COPY_RESULTS: u32 = 1 << 3;
+    /// START STOP UNIT with LOEJ and PREVENT ALLOW MEDIUM REMOVAL of a removable unit.
+    pub const MEDIUM_REMOVAL: u32 = 1 << 4;
+}
+
 pub use frame::{Decoder, Encoder, FRAME_BYTES_MAX, FrameError, MESSAGE_BYTES_MAX, MESSAGES_MAX};
 pub use generated::*;
 pub use negotiation::{Agreed, Refusal, VERSION_MAX, VERSION_MIN, feature, hello, negotiate};

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
-    ArenaGeometry, Configuration, Core, CoreConfig, DataRange, DeviceHandle, Effect, Limits,
-    OperationId, Recovered, RingGeometry,
+    ArenaGeometry, COPY_ARENA, COPY_ARENA_BYTES, Configuration, Core, CoreConfig, DataRange,
+    DeviceHandle, Effect, Limits, OperationId, Recovered, RingGeometry,
 };
 use lunar_handlers::delay::{Clock, Delay, Lateness};
 use lunar_handlers::memory_disk::Medium;
-use lunar_handlers::{Arena, BlockDevice, CancelAnswer};
+use lunar_handlers::{Arena, BlockDevice, CancelAnswer, HostBuffer};
 use lunar_offload_proto::control::Statistics;
 use lunar_offload_proto::ring::RingLayout;
 use lunar_pcie::{ExportBlob, HostSlot, PlacementMode, Segment};
@@ -210,6 +210,7 @@ impl Host {
             devices: devices.collect(),
             clock,
             data: self.data_arena.clone(),
+            copies: Arena::anonymous(COPY_ARENA_BYTES).expect("memory"),
             executing: BTreeMap::new(),
             ended: Vec::new(),
             statistics: None,
@@ -227,6 +228,8 @@ pub struct Agent {
     devices: BTreeMap<u32, Delay<Witnessed>>,
     clock: Clock,
     data: Arena,
+    /// What EXTENDED COPY moves its data through.
+    copies: Arena,
     /// Operations at the disks, with the disk.
     executing: BTreeMap<u64, u32>,
     ended: Vec<lunar_handlers::Ended>,
@@ -302,6 +305,18 @@ impl Agent {
                     let answer = disk.map_or(CancelAnswer::TooLate, |disk| disk.cancel(id));
                     self.core.on_cancel_answer(operation, answer);
                 }
+                Effect::FetchParameters { command, data } => {
+                    let mut list = vec![0; data.length as usize];
+                    if !self.window(data).is_some_and(|window| window.read(0, &mut list)) {
+                        return Err("a parameter list lies outside the arena".to_owned());
+                    }
+                    self.core.on_parameters(&command, &list);
+                }
+                Effect::StoreParameters { data, bytes } => {
+                    if !self.window(data).is_some_and(|window| window.write(0, &bytes)) {
+                        return Err("parameter data lies outside the arena".to_owned());
+                    }
+                }
                 Effect::Complete { ring, entry, side } => {
                     if let Some(pair) = self.pairs.get_mut(usize::from(ring)) {
                         pair.complete(&mut self.core, entry, side.as_deref());
@@ -337,7 +352,7 @@ impl Agent {
         data: Option<DataRange>,
     ) {
         let id = operation.to_request_id();
-        let window = data.and_then(|data| self.data.window(data.offset, data.length));
+        let window = data.and_then(|data| self.window(data));
         match self.devices.get_mut(&device.0) {
             Some(disk) => {
                 self.executing.insert(id.0, device.0);
@@ -345,6 +360,11 @@ impl Agent {
             }
             None => self.ended.push((id, lunar_handlers::Outcome::HardwareError)),
         }
+    }
+
+    fn window(&self, range: DataRange) -> Option<HostBuffer> {
+        let arena = if range.arena == COPY_ARENA { &self.copies } else { &self.data };
+        arena.window(range.offset, range.length)
     }
 
     /// The agent dies. What its disks had either reached the medium or not, before anybody else

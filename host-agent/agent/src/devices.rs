@@ -74,7 +74,7 @@ fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
                 size_bytes: device.nullio_blocks().saturating_mul(u64::from(device.block_bytes)),
                 read_only: device.read_only,
                 rotational: device.rotational,
-                read_zero: false,
+                read_zero: device.read_zero,
             };
             (Box::new(vdisk_nullio::open(name, &parameters)?), Vec::new())
         }

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
-    ArenaGeometry, Configuration, Core, CoreConfig, DataRange, DeviceHandle, Effect, Level, Limits,
-    LinkState, LogEvent, OperationId, Recovered, RingGeometry, UnitConfiguration,
+    ArenaGeometry, COPY_ARENA, COPY_ARENA_BYTES, Configuration, Core, CoreConfig, DataRange,
+    DeviceHandle, Effect, Level, Limits, LinkState, LogEvent, OperationId, Recovered, RingGeometry,
+    UnitConfiguration,
 };
-use lunar_handlers::{Arena, Ended, Outcome};
+use lunar_handlers::{Arena, Ended, HostBuffer, Outcome};
 use lunar_keeper::Offer;
 use lunar_keeper::client::HintLines;
 use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
@@ -71,6 +72,8 @@ pub(crate) struct Engine {
     configuration: control::Configuration,
     devices: Vec<Open>,
     arena: Arena,
+    /// What EXTENDED COPY moves its data through.
+    copy_arena: Arena,
     rings: Vec<RingPair<ArenaWindow>>,
     hints: Vec<HintLines>,
     notes: Notes,
@@ -169,6 +172,7 @@ impl Engine {
             configuration,
             devices: open_devices,
             arena,
+            copy_arena: Arena::anonymous(COPY_ARENA_BYTES).context("memory for EXTENDED COPY")?,
             rings,
             hints: offer.hints,
             notes,
@@ -296,6 +300,16 @@ impl Engine {
                 Effect::Execute { operation, device, request, data } => {
                     self.execute(operation, device, request, data, now_ns);
                 }
+                Effect::FetchParameters { command, data } => {
+                    let mut list = vec![0; usize::try_from(data.length).unwrap_or(0)];
+                    // A range that the memory has not is no parameter list.
+                    let there = self.window(data).is_some_and(|window| window.read(0, &mut list));
+                    self.core.on_parameters(&command, if there { &list } else { &[] });
+                }
+                Effect::StoreParameters { data, bytes } => {
+                    let stored = self.window(data).is_some_and(|window| window.write(0, &bytes));
+                    debug_assert!(stored, "the core checked the range");
+                }
                 Effect::Complete { ring, entry, side } => {
                     if let Some(ring) = self.rings.get_mut(usize::from(ring)) {
                         ring.complete(&mut self.core, entry, side.as_deref());
@@ -341,10 +355,7 @@ impl Engine {
         data: Option<DataRange>,
         now_ns: u64,
     ) {
-        let window = data.map(|range| match range.arena {
-            DATA_ARENA => self.arena.window(range.offset, range.length),
-            _ => None,
-        });
+        let window = data.map(|range| self.window(range));
         let device = device_mut(&mut self.devices, device);
         match (window, device) {
             // A range that the core let through and the memory has not.
@@ -354,6 +365,14 @@ impl Engine {
             (window, Some(device)) => {
                 device.submit(operation.to_request_id(), request, window.flatten());
             }
+        }
+    }
+
+    fn window(&self, range: DataRange) -> Option<HostBuffer> {
+        match range.arena {
+            DATA_ARENA => self.arena.window(range.offset, range.length),
+            COPY_ARENA => self.copy_arena.window(range.offset, range.length),
+            _ => None,
         }
     }
 

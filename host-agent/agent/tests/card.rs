@@ -16,7 +16,11 @@ use lunar_offload_proto::control::{
 };
 use lunar_offload_proto::cursor::{Consumer, Producer};
 use lunar_offload_proto::histogram::bucket_of;
-use lunar_offload_proto::ring::{CompletionEntry, Operation, Outcome, SubmissionEntry};
+use lunar_offload_proto::ring::{
+    BlockRange, BlockRequest, CompletionEntry, LbaRun, Operation, Outcome, SideRecord,
+    SubmissionEntry,
+};
+use zerocopy::FromBytes as _;
 
 /// How long anything may take; a test that needs it all has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +35,11 @@ struct Board {
 impl Board {
     /// A keeper, a disk file, a configuration, and an agent.
     fn start(configuration: &str) -> Self {
+        Self::prepare(configuration, |_| {})
+    }
+
+    /// As [`Self::start`], after `prepare` made what else the configuration names.
+    fn prepare(configuration: &str, prepare: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keeper = lunar_keeper::Options {
             socket: directory.path().join("keeper"),
@@ -43,6 +52,7 @@ impl Board {
         std::thread::spawn(move || lunar_keeper::run(&keeper));
         let disk = directory.path().join("disk.img");
         std::fs::write(&disk, vec![0x5a; DISK_BYTES]).unwrap();
+        prepare(directory.path());
         let configuration = configuration.replace("DISK", disk.to_str().unwrap());
         std::fs::write(directory.path().join("scst.conf"), configuration).unwrap();
         let agent = Self::spawn(directory.path());
@@ -244,19 +254,47 @@ impl Rings {
         block: u64,
         hint: bool,
     ) -> CompletionEntry {
-        self.token += 1;
-        let mut entry = SubmissionEntry::new(operation, self.token);
-        entry.unit = unit.into();
-        entry.nexus = 3.into();
-        entry.nexus_generation = 1.into();
-        entry.configuration_generation = generation.into();
+        let mut entry = SubmissionEntry::new(operation, 0);
         if operation != Operation::Flush {
             entry.lba = (block * 8).into();
             entry.blocks = 8.into();
             entry.data_bytes = 4096.into();
+        }
+        self.carry_out(entry, None, (unit, generation), hint)
+    }
+
+    /// As [`Self::run`], of any request, with its data at 8192.
+    fn request(
+        &mut self,
+        request: BlockRequest,
+        data_bytes: u32,
+        side: Option<&SideRecord>,
+        (unit, generation): (u32, u32),
+    ) -> CompletionEntry {
+        let mut entry = SubmissionEntry::new(Operation::Read, 0);
+        request.encode(&mut entry);
+        entry.data_bytes = data_bytes.into();
+        self.carry_out(entry, side, (unit, generation), true)
+    }
+
+    fn carry_out(
+        &mut self,
+        mut entry: SubmissionEntry,
+        side: Option<&SideRecord>,
+        (unit, generation): (u32, u32),
+        hint: bool,
+    ) -> CompletionEntry {
+        self.token += 1;
+        let operation = entry.operation();
+        entry.token = self.token.into();
+        entry.unit = unit.into();
+        entry.nexus = 3.into();
+        entry.nexus_generation = 1.into();
+        entry.configuration_generation = generation.into();
+        if entry.data_bytes.get() > 0 {
             entry.data_offset = 8192.into();
         }
-        self.submissions.push(entry, None).unwrap();
+        self.submissions.push(entry, side).unwrap();
         assert!(self.submissions.publish());
         if hint {
             rustix::io::write(&self.offer.hints[0].to_host, &1_u64.to_ne_bytes()).unwrap();
@@ -334,6 +372,105 @@ fn a_card_is_configured_and_its_ring_operations_reach_the_file() {
     // The card answers for it alone, so nothing of it belongs into a ring.
     let misled = rings.run(Operation::Read, unit(&configuration, "null_card"), generation, 0, true);
     assert_eq!(misled.outcome(), Outcome::Refused);
+}
+
+#[test]
+fn every_block_operation_reaches_the_file() {
+    let board = Board::start(&CONFIGURATION.replace("DISK", "DISK\n        thin_provisioned 1"));
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let on = (unit(&configuration, "disk"), configuration.generation);
+    let file = || std::fs::read(board.path("disk.img")).unwrap();
+
+    // Two blocks: the first is compared with, the second written.
+    assert!(rings.arena.write(8192, &[[0x5a; 512], [1; 512]].concat()));
+    let series = BlockRequest::CompareAndWrite { lba: 3, blocks: 1, fua: true };
+    let ended = rings.request(series, 1024, None, on);
+    assert_eq!((ended.outcome(), ended.transferred_bytes.get()), (Outcome::Done, 1024));
+    assert_eq!(file()[3 * 512..4 * 512], [1; 512]);
+    let ended = rings.request(series, 1024, None, on);
+    assert_eq!((ended.outcome(), ended.detail.get()), (Outcome::Miscompare, 0));
+
+    assert!(rings.arena.write(8192, &[0xa5; 512]));
+    let or = BlockRequest::OrWrite { lba: 4, blocks: 1, fua: false };
+    assert_eq!(rings.request(or, 512, None, on).outcome(), Outcome::Done);
+    assert_eq!(file()[4 * 512..5 * 512], [0xff; 512]);
+    let same = BlockRequest::WriteSame { lba: 8, blocks: 8, unmap: false };
+    assert_eq!(rings.request(same, 512, None, on).outcome(), Outcome::Done);
+    assert_eq!(file()[4096..8192], [0xa5; 4096]);
+    let compare = BlockRequest::Compare { lba: 8, blocks: 8 };
+    assert_eq!(rings.request(compare, 512, None, on).outcome(), Outcome::Done);
+    let prefetch = BlockRequest::Prefetch { lba: 0, blocks: 0 };
+    assert_eq!(rings.request(prefetch, 0, None, on).outcome(), Outcome::Done);
+
+    let mut side = SideRecord::empty();
+    side.set_ranges(&[BlockRange::new(16, 16), BlockRange::new(64, 64)]).unwrap();
+    let ended = rings.request(BlockRequest::Unmap, 0, Some(&side), on);
+    assert_eq!(ended.outcome(), Outcome::Done);
+    assert_eq!(file()[16 * 512..32 * 512], [0; 16 * 512]);
+    assert_eq!(file()[64 * 512..128 * 512], [0; 64 * 512]);
+    assert_eq!(file()[128 * 512], 0x5a);
+    let status = BlockRequest::LbaStatus { lba: 0, blocks: 0 };
+    let ended = rings.request(status, 256, None, on);
+    assert_eq!(ended.outcome(), Outcome::Done);
+    let mut runs = vec![0; ended.transferred_bytes.get() as usize];
+    assert!(rings.arena.read(8192, &mut runs));
+    let mut covered = 0;
+    for run in <[LbaRun]>::ref_from_bytes(&runs).unwrap() {
+        assert_eq!(run.lba.get(), covered, "no gaps");
+        covered += u64::from(run.blocks.get());
+    }
+    assert_eq!(covered, DISK_BYTES as u64 / 512);
+}
+
+#[test]
+fn extended_copy_goes_from_file_to_file() {
+    let other = "}
+    DEVICE other {
+        filename DISK.other
+        naa_id 5001020304050608
+    }";
+    let text = CONFIGURATION
+        .replacen("}", &format!("    naa_id 5001020304050607\n    {other}"), 1)
+        .replace("LUN 2 null_host", "LUN 2 other");
+    let board = Board::prepare(&text, |directory| {
+        std::fs::write(directory.join("disk.img.other"), vec![0; DISK_BYTES]).unwrap();
+    });
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let on = (unit(&configuration, "disk"), configuration.generation);
+
+    // SPC-6, EXTENDED COPY (LID1): two identification descriptors, one segment of 500 blocks.
+    let mut list = vec![0, 3 << 3, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    for last in [7, 8] {
+        list.extend([0xe4, 0, 0, 0, 1, 3, 0, 8, 0x50, 1, 2, 3, 4, 5, 6, last]);
+        list.extend([0; 13]);
+        list.extend([0, 2, 0]);
+    }
+    list.extend([2, 0, 0, 24, 0, 0, 0, 1, 0, 0, 1, 0xf4]);
+    list.extend([0_u64.to_be_bytes(), 7_u64.to_be_bytes()].concat());
+    assert!(rings.arena.write(8192, &list));
+    let mut side = SideRecord::empty();
+    let length = u32::try_from(list.len()).unwrap();
+    let mut cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    cdb[10..14].copy_from_slice(&length.to_be_bytes());
+    side.set_cdb(&cdb).unwrap();
+    let forward = BlockRequest::Forward { data_out: true };
+    let ended = rings.request(forward, length, Some(&side), on);
+    assert_eq!((ended.outcome(), ended.status), (Outcome::Forwarded, 0));
+    let copied = std::fs::read(board.path("disk.img.other")).unwrap();
+    assert_eq!(copied[7 * 512..507 * 512], [0x5a; 500 * 512]);
+    assert!(copied[..7 * 512].iter().chain(&copied[507 * 512..]).all(|byte| *byte == 0));
+
+    // RECEIVE COPY RESULTS, operating parameters.
+    side.set_cdb(&[0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]).unwrap();
+    let ended = rings.request(BlockRequest::Forward { data_out: false }, 256, Some(&side), on);
+    assert_eq!((ended.outcome(), ended.status), (Outcome::Forwarded, 0));
+    let mut available = [0; 4];
+    assert!(rings.arena.read(8192, &mut available));
+    assert_eq!(u32::from_be_bytes(available) + 4, ended.transferred_bytes.get());
 }
 
 #[test]

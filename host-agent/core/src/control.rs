@@ -343,6 +343,7 @@ impl Core {
             }
             Ok(NexusEventKind::Logout) => {
                 if self.nexuses.logout(nexus, event.nexus_generation).is_some() {
+                    self.copies.forget_nexus(nexus, event.nexus_generation);
                     let text = format!("nexus {nexus}: {peer} logged out: {reason}");
                     self.log(Level::Info, "logout", text);
                 }

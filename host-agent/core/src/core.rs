@@ -7,14 +7,13 @@ use std::fmt;
 use lunar_handlers::{CancelAnswer, Outcome as HandlerOutcome};
 use lunar_offload_proto::control::Agreed;
 use lunar_offload_proto::ring::{
-    CompletionEntry, FLAG_SIDE, LbaRun, Operation, Outcome, SENSE_BYTES_MAX, SideRecord,
-    SubmissionEntry,
+    CompletionEntry, FLAG_SIDE, LbaRun, Operation, Outcome, SideRecord, SubmissionEntry,
 };
-use lunar_scsi::sense::Sense;
-use lunar_scsi::status::Status;
 
 use crate::config::CoreConfig;
+use crate::copy::Copies;
 use crate::effect::{Effect, Level, LogEvent};
+use crate::forwarded::Forwarded;
 use crate::link::{Link, LinkState};
 use crate::nexus::{Nexus, NexusTable, Standing};
 use crate::operations::{OperationId, Operations, Running, Step as HandlerStep};
@@ -35,6 +34,7 @@ pub struct Core {
     pub(crate) nexuses: NexusTable,
     pub(crate) rings: Vec<Ring>,
     pub(crate) operations: Operations,
+    pub(crate) copies: Copies,
     pub(crate) effects: VecDeque<Effect>,
 }
 
@@ -73,6 +73,7 @@ impl Core {
             nexuses: NexusTable::default(),
             rings,
             operations: Operations::with_capacity(slots),
+            copies: Copies::default(),
             effects: VecDeque::with_capacity(slots),
             config,
         }
@@ -175,6 +176,15 @@ impl Core {
             return;
         };
         self.release(&running);
+        if let Some(copy) = running.work.copy()
+            && !running.orphaned
+            && !running.stopping
+            && outcome != HandlerOutcome::Cancelled
+        {
+            let ending = copy.ending(outcome == HandlerOutcome::Done);
+            self.copies.keep(copy, ending.is_ok());
+            return self.end_copy(running.ring, running.token, running.unit, ending);
+        }
         if running.orphaned {
             if self.link.state == LinkState::HoldingBack {
                 self.admit_card(now_ns);
@@ -361,13 +371,26 @@ impl Core {
         }
     }
 
-    /// What `gone` held is free: starts those that waited for nobody else.
+    /// What `gone` had is free: starts those that waited for nobody else.
     fn release(&mut self, gone: &Running) {
+        if let Some(copy) = gone.work.copy() {
+            self.copies.release(copy);
+        }
         for operation in self.operations.release(gone) {
             if let Some(step) = self.operations.get(operation).map(|running| running.step) {
                 self.execute(operation, step);
             }
         }
+    }
+
+    /// Takes an operation, which starts at once when nobody is in its way.
+    pub(crate) fn insert(&mut self, running: Running) -> OperationId {
+        let step = running.step;
+        let operation = self.operations.insert(running);
+        if self.operations.get(operation).is_some_and(|running| !running.is_waiting()) {
+            self.execute(operation, step);
+        }
+        operation
     }
 
     fn execute(&mut self, operation: OperationId, step: HandlerStep) {
@@ -427,15 +450,25 @@ impl Core {
         let token = entry.token.get();
         match decide(entry, side, &geometry, &self.units) {
             Verdict::Execute { step, work, hold } => {
-                let unit = entry.unit.get();
-                let running = Running::new(ring, token, unit, step, work, hold);
-                let operation = self.operations.insert(running);
-                if self.operations.get(operation).is_some_and(|running| !running.is_waiting()) {
-                    self.execute(operation, step);
-                }
+                self.insert(Running::new(ring, token, entry.unit.get(), step, work, hold));
             }
             Verdict::Answer(outcome, detail) => self.answer(ring, token, outcome, detail, 0),
-            Verdict::CheckCondition(sense) => self.check_condition(ring, token, &sense),
+            Verdict::Forward { cdb, data, data_out } => {
+                let life = self.ring(ring).map_or(0, |ring| ring.life);
+                let (unit, nexus) = (entry.unit.get(), entry.nexus.get());
+                let nexus_generation = entry.nexus_generation.get();
+                self.forward(Forwarded {
+                    ring,
+                    life,
+                    token,
+                    unit,
+                    nexus,
+                    nexus_generation,
+                    cdb,
+                    data,
+                    data_out,
+                });
+            }
             Verdict::Hostile(reason) => self.on_ring_fault(ring, &reason),
         }
     }
@@ -477,21 +510,6 @@ impl Core {
         }
     }
 
-    fn check_condition(&mut self, ring: u16, token: u64, sense: &Sense) {
-        let mut bytes = [0; SENSE_BYTES_MAX];
-        // Fixed format: D_SENSE is 0 in every control mode page of ours (SPC-6 7.5.10).
-        let length = sense.encode(false, &mut bytes);
-        let mut side = Box::new(SideRecord::empty());
-        let mut entry = CompletionEntry::new(token, Outcome::Forwarded);
-        entry.status = Status::CheckCondition.code();
-        // `encode` gives at most what fits, so it is taken.
-        if bytes.get(..length).is_some_and(|sense| side.set_sense(sense).is_ok()) {
-            entry.sense_bytes = side.sense_bytes;
-        }
-        self.settle(ring);
-        self.publish(ring, entry, Some(side));
-    }
-
     /// Completes one taken entry.
     fn answer(
         &mut self,
@@ -518,7 +536,7 @@ impl Core {
         self.publish(ring, entry, None);
     }
 
-    fn settle(&mut self, ring: u16) {
+    pub(crate) fn settle(&mut self, ring: u16) {
         if let Some(state) = self.ring_mut(ring) {
             debug_assert!(state.outstanding > 0, "a completion without submission");
             state.outstanding = state.outstanding.saturating_sub(1);

@@ -6,13 +6,14 @@ use lunar_handlers::Request;
 use lunar_offload_proto::control::{Statistics, ToCard};
 use lunar_offload_proto::ring::{CompletionEntry, SideRecord};
 
+use crate::forwarded::Forwarded;
 use crate::operations::OperationId;
 use crate::units::DeviceHandle;
 
-/// A checked range of a ring's data area.
+/// A checked range of a ring's data area, or of the shell's memory for copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataRange {
-    /// The arena.
+    /// The arena, or [`crate::COPY_ARENA`].
     pub arena: u16,
     /// Bytes from the arena's start.
     pub offset: u64,
@@ -47,6 +48,20 @@ pub enum Effect {
         operation: OperationId,
         /// The handler that has it.
         device: DeviceHandle,
+    },
+    /// Copy a parameter list out of the data area and bring it to [`crate::Core::on_parameters`].
+    FetchParameters {
+        /// The command that it is for.
+        command: Box<Forwarded>,
+        /// Where it lies.
+        data: DataRange,
+    },
+    /// Copy parameter data into the data area, before the completion that comes next.
+    StoreParameters {
+        /// Where it goes.
+        data: DataRange,
+        /// The data, as long as the range.
+        bytes: Vec<u8>,
     },
     /// Publish a completion (the sequence is set by the ring).
     Complete {

@@ -27,8 +27,10 @@
 
 mod config;
 mod control;
+mod copy;
 mod core;
 mod effect;
+mod forwarded;
 mod holds;
 mod link;
 mod nexus;
@@ -41,7 +43,9 @@ mod work;
 
 pub use crate::core::Core;
 pub use config::{ArenaGeometry, CoreConfig, Limits, Recovered, RingGeometry, RingRecovery};
+pub use copy::{COPY_ARENA, COPY_ARENA_BYTES};
 pub use effect::{DataRange, Effect, Level, LogEvent};
+pub use forwarded::Forwarded;
 pub use link::LinkState;
 pub use nexus::Nexus;
 pub use operations::OperationId;

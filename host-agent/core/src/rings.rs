@@ -78,6 +78,8 @@ pub(crate) struct Ring {
     pub(crate) unread: BTreeSet<u64>,
     /// The card's operations of earlier agents have been settled.
     pub(crate) reconciled: bool,
+    /// Times that everything outstanding was forgotten: which life of the ring this is.
+    pub(crate) life: u64,
 }
 
 impl Ring {
@@ -94,12 +96,14 @@ impl Ring {
             next_completion: recovery.next_completion,
             unread: recovery.unread.into_iter().collect(),
             reconciled: false,
+            life: 0,
         }
     }
 
     /// Forgets everything of the card's older epoch.
     pub(crate) fn forget(&mut self) {
         self.outstanding = 0;
+        self.life = self.life.saturating_add(1);
         self.parked.clear();
         self.cancels.clear();
         self.unread.clear();

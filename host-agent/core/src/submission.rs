@@ -6,9 +6,8 @@
 
 use lunar_handlers::Request;
 use lunar_offload_proto::ring::{
-    BlockRequest, FLAG_SEGMENTS, Operation, Outcome, SideRecord, SubmissionEntry,
+    BlockRequest, FLAG_DATA_OUT, FLAG_SEGMENTS, Operation, Outcome, SideRecord, SubmissionEntry,
 };
-use lunar_scsi::sense::Sense;
 
 use crate::config::RingGeometry;
 use crate::effect::DataRange;
@@ -24,8 +23,8 @@ pub(crate) enum Verdict {
     Execute { step: Step, work: Work, hold: Hold },
     /// Completes at once; the number is the completion's detail.
     Answer(Outcome, u64),
-    /// A forwarded command that ends at once with CHECK CONDITION.
-    CheckCondition(Sense),
+    /// A forwarded command, well formed.
+    Forward { cdb: Box<[u8]>, data: Option<DataRange>, data_out: bool },
     /// The ring is closed with this reason.
     Hostile(String),
 }
@@ -52,7 +51,12 @@ pub(crate) fn decide(
         return Verdict::Answer(Outcome::Unavailable, 0);
     }
     if operation == Operation::Forward {
-        return forwarded(side, unit);
+        return match side.cdb() {
+            Ok([]) | Err(_) => Verdict::Answer(Outcome::Refused, 0),
+            Ok(cdb) => {
+                Verdict::Forward { cdb: cdb.into(), data, data_out: entry.has(FLAG_DATA_OUT) }
+            }
+        };
     }
     let Some(unit) = unit else {
         return Verdict::Answer(Outcome::Refused, 0);
@@ -170,14 +174,5 @@ fn unmap(side: &SideRecord, unit: &Unit) -> Result<(Request, Work), Outcome> {
             Ok((Request::Unmap { lba, blocks }, Work::Unmap(ranges)))
         }
         _ => Err(Outcome::Refused),
-    }
-}
-
-/// Commands that the card does not know. No command is implemented here yet.
-fn forwarded(side: &SideRecord, unit: Option<&Unit>) -> Verdict {
-    match side.cdb() {
-        Ok([]) | Err(_) => Verdict::Answer(Outcome::Refused, 0),
-        Ok(_) if unit.is_none() => Verdict::CheckCondition(Sense::LOGICAL_UNIT_NOT_SUPPORTED),
-        Ok(_) => Verdict::CheckCondition(Sense::INVALID_COMMAND_OPERATION_CODE),
     }
 }

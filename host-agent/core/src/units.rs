@@ -4,6 +4,10 @@
 use std::collections::BTreeMap;
 
 use lunar_offload_proto::control::{self, BackendKind, LogicalUnit, Target};
+use lunar_scsi::device_server::ModeParameters;
+use lunar_scsi::unit as scsi;
+
+use crate::forwarded::HOST_COMMANDS;
 
 /// The shell's name for an open handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +57,14 @@ pub enum ConfigurationError {
         /// Number of blocks.
         blocks: u64,
     },
+    /// What initiators would be told of it cannot be.
+    #[error("device {name}: {reason}; correct the attribute")]
+    Identity {
+        /// The unit's name.
+        name: String,
+        /// Why, with the value.
+        reason: String,
+    },
     /// A handler behind a unit that the card serves alone.
     #[error(
         "device {name}: the card serves it alone, so it has no handler; leave one of the two out"
@@ -79,7 +91,11 @@ pub(crate) struct Unit {
     pub(crate) block_bytes: u32,
     pub(crate) blocks: u64,
     pub(crate) read_only: bool,
+    /// Whatever MODE SELECT says.
+    backing_read_only: bool,
     pub(crate) thin: bool,
+    /// As its device server knows it.
+    pub(crate) scsi: scsi::LogicalUnit,
 }
 
 /// The units in force, with the message that told the card.
@@ -87,6 +103,8 @@ pub(crate) struct Unit {
 pub(crate) struct Units {
     pub(crate) generation: u32,
     ring_backed: BTreeMap<u32, Unit>,
+    /// What MODE SELECT changed, over configurations; an agent starts without.
+    modes: BTreeMap<u32, ModeParameters>,
     message: Option<control::Configuration>,
     /// Whether the card was told the message with this generation.
     pub(crate) sent: bool,
@@ -116,7 +134,11 @@ impl Units {
         let mut ring_backed = BTreeMap::new();
         let mut handles = std::collections::BTreeSet::new();
         let mut units = Vec::with_capacity(new.units.len());
-        for UnitConfiguration { unit, device } in new.units {
+        for UnitConfiguration { mut unit, device } in new.units {
+            let backing_read_only = unit.read_only;
+            if let Some(mode) = self.modes.get(&unit.handle) {
+                set_mode(&mut unit, mode);
+            }
             let name = unit.name.clone();
             if unit.handle == 0 || !handles.insert(unit.handle) {
                 return Err(ConfigurationError::Handle { name, handle: unit.handle });
@@ -132,7 +154,21 @@ impl Units {
             match (unit.backend == BackendKind::Ring as i32, device) {
                 (true, device) => {
                     let (read_only, thin) = (unit.read_only, unit.thin);
-                    let kept = Unit { name, device, block_bytes, blocks, read_only, thin };
+                    let scsi = scsi_unit(&unit).map_err(|reason| ConfigurationError::Identity {
+                        name: name.clone(),
+                        reason,
+                    })?;
+                    unit.host_commands = if unit.forwards { HOST_COMMANDS } else { 0 };
+                    let kept = Unit {
+                        name,
+                        device,
+                        block_bytes,
+                        blocks,
+                        read_only,
+                        backing_read_only,
+                        thin,
+                        scsi,
+                    };
                     ring_backed.insert(unit.handle, kept);
                 }
                 (false, None) => {}
@@ -141,6 +177,7 @@ impl Units {
             units.push(unit);
         }
         self.advance();
+        self.modes.retain(|handle, _| handles.contains(handle));
         self.ring_backed = ring_backed;
         let generation = self.generation;
         self.message = Some(control::Configuration { generation, units, targets: new.targets });
@@ -157,6 +194,28 @@ impl Units {
         self.generation
     }
 
+    /// MODE SELECT; whether anything changed: then there is a new generation.
+    pub(crate) fn select_mode(&mut self, handle: u32, mode: ModeParameters) -> bool {
+        let message = self.message.as_mut();
+        let sent =
+            message.and_then(|message| message.units.iter_mut().find(|unit| unit.handle == handle));
+        let (Some(own), Some(sent)) = (self.ring_backed.get_mut(&handle), sent) else {
+            return false;
+        };
+        if ModeParameters::of(&own.scsi) == mode {
+            return false;
+        }
+        sent.read_only = own.backing_read_only;
+        set_mode(sent, &mode);
+        own.read_only = sent.read_only;
+        own.scsi.read_only = sent.read_only;
+        own.scsi.software_write_protect = mode.software_write_protect;
+        own.scsi.descriptor_sense = mode.descriptor_sense;
+        self.modes.insert(handle, mode);
+        self.advance();
+        true
+    }
+
     pub(crate) fn get(&self, handle: u32) -> Option<&Unit> {
         self.ring_backed.get(&handle)
     }
@@ -165,4 +224,44 @@ impl Units {
     pub(crate) fn message(&self) -> Option<&control::Configuration> {
         self.message.as_ref()
     }
+}
+
+fn set_mode(unit: &mut LogicalUnit, mode: &ModeParameters) {
+    unit.software_write_protect = mode.software_write_protect;
+    unit.descriptor_sense = mode.descriptor_sense;
+    unit.read_only |= mode.software_write_protect;
+}
+
+/// The unit as the device server knows it: what forwarded commands look at. The card makes its own
+/// from the same message.
+fn scsi_unit(unit: &LogicalUnit) -> Result<scsi::LogicalUnit, String> {
+    let words = |error: scsi::InvalidUnit| error.to_string();
+    let naa =
+        if unit.naa.is_empty() { None } else { Some(scsi::Naa::new(&unit.naa).map_err(words)?) };
+    let identity = scsi::Identity {
+        naa,
+        eui64: unit.eui64.as_slice().try_into().ok(),
+        ..scsi::Identity::new(
+            &unit.vendor,
+            &unit.product,
+            &unit.revision,
+            &unit.serial,
+            &unit.t10_id,
+        )
+        .map_err(words)?
+    };
+    Ok(scsi::LogicalUnit {
+        read_only: unit.read_only,
+        write_cache: unit.write_cache,
+        fua: unit.fua,
+        removable: unit.removable,
+        rotational: unit.rotational,
+        thin: unit.thin,
+        // 0 or 1: the card refuses others.
+        tst: u8::try_from(unit.task_set_type).unwrap_or(0),
+        forwards: unit.forwards,
+        software_write_protect: unit.software_write_protect,
+        descriptor_sense: unit.descriptor_sense,
+        ..scsi::LogicalUnit::new(unit.block_bytes, unit.blocks, identity).map_err(words)?
+    })
 }

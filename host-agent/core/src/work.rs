@@ -3,6 +3,7 @@
 
 use lunar_handlers::Request;
 
+use crate::copy::Copy;
 use crate::operations::Step;
 
 /// See the module.
@@ -12,6 +13,8 @@ pub(crate) enum Work {
     Once,
     /// UNMAP: the other ranges (first block, blocks), the next one last.
     Unmap(Vec<(u64, u64)>),
+    /// EXTENDED COPY: the rest of it.
+    Copy(Box<Copy>),
 }
 
 impl Work {
@@ -23,14 +26,24 @@ impl Work {
                 let (lba, blocks) = rest.pop()?;
                 Some(Step { request: Request::Unmap { lba, blocks }, ..*done })
             }
+            Self::Copy(copy) => copy.next(done),
         }
     }
 
-    /// Whether there is another step to leave out.
+    /// Whether there may be another step to leave out.
     pub(crate) fn has_more(&self) -> bool {
         match self {
             Self::Once => false,
             Self::Unmap(rest) => !rest.is_empty(),
+            Self::Copy(_) => true,
+        }
+    }
+
+    /// The copy that it is.
+    pub(crate) fn copy(&self) -> Option<&Copy> {
+        match self {
+            Self::Copy(copy) => Some(copy),
+            Self::Once | Self::Unmap(_) => None,
         }
     }
 }

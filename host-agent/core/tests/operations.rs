@@ -22,11 +22,9 @@ fn entry(token: u64, request: BlockRequest, data_bytes: u32) -> SubmissionEntry 
     entry
 }
 
-fn thin_bench() -> Bench {
+fn thick_bench() -> Bench {
     let mut bench = Bench::serving();
-    let mut thin = unit(1000);
-    thin.unit.thin = true;
-    let configuration = Configuration { units: vec![thin], targets: Vec::new() };
+    let configuration = Configuration { units: vec![unit(1000)], targets: Vec::new() };
     bench.core.set_configuration(configuration, 0).expect("configuration");
     bench.settle();
     bench
@@ -104,6 +102,22 @@ fn a_miscompare_names_its_byte_and_is_no_error_of_the_device() {
 }
 
 #[test]
+fn a_unit_of_another_size_is_checked_by_its_new_size_for_old_entries_too() {
+    let mut bench = Bench::serving();
+    for (blocks, outcome) in [(2000, None), (10, Some(Outcome::OutOfRange))] {
+        let configuration = Configuration { units: vec![unit(blocks)], targets: Vec::new() };
+        bench.core.set_configuration(configuration, 0).expect("configuration");
+        bench.settle();
+        // Made under the first generation, when the unit had 1000 blocks.
+        bench.submit_and_poll(entry(1, BlockRequest::Read { lba: 992, blocks: 8 }, 4096));
+        if outcome.is_none() {
+            bench.end(Handler::Done);
+        }
+        assert_eq!(bench.completions(0), [(1, outcome.unwrap_or(Outcome::Done))]);
+    }
+}
+
+#[test]
 fn runs_lie_in_the_data_range_as_the_ring_says() {
     let run = Run { lba: 0x0102_0304_0506, blocks: 0x0708_090a, deallocated: true };
     let mut wire =
@@ -119,7 +133,7 @@ fn runs_lie_in_the_data_range_as_the_ring_says() {
 
 #[test]
 fn unmap_goes_range_by_range_and_is_refused_as_a_whole() {
-    let mut bench = thin_bench();
+    let mut bench = Bench::serving();
     let (entry, side) = unmap(1, &[(5, 10), (0, 0), (990, 10), (40, 1)]);
     bench.submit(0, entry, Some(&side));
     bench.poll();
@@ -137,7 +151,7 @@ fn unmap_goes_range_by_range_and_is_refused_as_a_whole() {
     bench.poll();
     assert!(bench.executing.is_empty(), "no range when one is wrong");
     assert_eq!(bench.completions(0), [(2, Outcome::OutOfRange)]);
-    let mut thick = Bench::serving();
+    let mut thick = thick_bench();
     let (entry, side) = unmap(3, &[(5, 10)]);
     thick.submit(0, entry, Some(&side));
     thick.poll();
@@ -146,7 +160,7 @@ fn unmap_goes_range_by_range_and_is_refused_as_a_whole() {
 
 #[test]
 fn an_unmap_of_several_ranges_stops_between_them() {
-    let mut bench = thin_bench();
+    let mut bench = Bench::serving();
     let (entry, side) = unmap(1, &[(5, 10), (990, 10)]);
     bench.submit(0, entry, Some(&side));
     bench.submit(0, SubmissionEntry::cancel(9, 1), None);

@@ -9,8 +9,10 @@ use lunar_offload_proto::control::{
     ConfigurationApplied, Event, Goodbye, HelloAccepted, InFlight, NexusEvent, Reconcile, Revoked,
     RingSetupRefused, RingsReady, Statistics, ToHost, to_host,
 };
-use lunar_offload_proto::ring::{Operation, SideRecord, SubmissionEntry};
-use model::{Bench, RINGS, SECOND, SLOTS, block_entry, configuration, login, logout};
+use lunar_offload_proto::ring::{BlockRange, BlockRequest, Operation, SideRecord, SubmissionEntry};
+use model::{
+    Bench, DATA_BYTES, RINGS, SECOND, SLOTS, block_entry, block_range, configuration, login, logout,
+};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -28,6 +30,16 @@ enum Step {
         nexus: u32,
         lba: u64,
     },
+    /// A command of a likely opcode with any parameter list.
+    Forward {
+        ring: u16,
+        token: u64,
+        cdb: Vec<u8>,
+        list: Vec<u8>,
+        data_out: bool,
+    },
+    /// An UNMAP of any ranges.
+    Unmap(u16, u64, Vec<(u64, u32)>),
     Control(Box<to_host::Message>),
     ControlWithoutContent,
     Lose,
@@ -70,18 +82,33 @@ fn message() -> impl Strategy<Value = to_host::Message> {
     ]
 }
 
+fn forward() -> impl Strategy<Value = Step> {
+    let opcode = prop::sample::select(vec![0x04, 0x15, 0x55, 0x83, 0x84, 0x5E]);
+    let rest = prop::collection::vec(prop_oneof![Just(0), 0..9_u8, any::<u8>()], 0..16);
+    let list = prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..128);
+    (0..RINGS, 0_u64..12, opcode, rest, list, any::<bool>()).prop_map(
+        |(ring, token, opcode, rest, list, data_out)| {
+            let cdb = std::iter::once(opcode).chain(rest).collect();
+            Step::Forward { ring, token, cdb, list, data_out }
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let bytes = (
         0_u16..3,
         prop::collection::vec(any::<u8>(), 64),
         prop::collection::vec(any::<u8>(), 1024),
     );
-    let likely = (0..RINGS, 0_u8..10, 0_u64..12, 0_u32..4, 0_u32..4, 0_u64..1001);
+    let likely = (0..RINGS, 0_u8..14, 0_u64..12, 0_u32..4, 0_u32..4, 0_u64..1001);
     prop_oneof![
         2 => bytes.prop_map(|(ring, entry, side)| Step::Bytes(ring, entry, side)),
         10 => likely.prop_map(|(ring, operation, token, generation, nexus, lba)| {
             Step::Likely { ring, operation, token, generation, nexus, lba }
         }),
+        4 => forward(),
+        2 => (0..RINGS, 0_u64..12, prop::collection::vec((0_u64..1001, 0_u32..9), 0..32))
+            .prop_map(|(ring, token, ranges)| Step::Unmap(ring, token, ranges)),
         6 => message().prop_map(|message| Step::Control(Box::new(message))),
         1 => Just(Step::ControlWithoutContent),
         1 => Just(Step::Lose),
@@ -92,6 +119,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0_u64..40 * SECOND).prop_map(Step::Tick),
         1 => Just(Step::RestartAgent),
     ]
+}
+
+/// A full ring is the card's to respect; the core is tried with it elsewhere.
+fn push(bench: &mut Bench, ring: u16, entry: SubmissionEntry, side: &SideRecord) {
+    let card = &mut bench.card[usize::from(ring)];
+    if card.submissions.push(entry, Some(side)).is_ok() {
+        card.submissions.publish();
+    }
+    bench.poll();
 }
 
 fn take(bench: &mut Bench, step: Step) {
@@ -113,6 +149,27 @@ fn take(bench: &mut Bench, step: Step) {
             }
             bench.poll();
         }
+        Step::Forward { ring, token, cdb, list, data_out } => {
+            let mut side = SideRecord::empty();
+            side.set_cdb(&cdb).expect("short");
+            let mut entry = block_entry(Operation::Read, token);
+            BlockRequest::Forward { data_out }.encode(&mut entry);
+            let place = block_range().offset + u64::from(ring) * DATA_BYTES;
+            assert!(bench.arena.write(place, &list));
+            entry.data_offset.set(place);
+            entry.data_bytes.set(list.len() as u32);
+            push(bench, ring, entry, &side);
+        }
+        Step::Unmap(ring, token, ranges) => {
+            let mut side = SideRecord::empty();
+            let ranges: Vec<_> =
+                ranges.iter().map(|(lba, blocks)| BlockRange::new(*lba, *blocks)).collect();
+            side.set_ranges(&ranges).expect("at most 31");
+            let mut entry = block_entry(Operation::Read, token);
+            BlockRequest::Unmap.encode(&mut entry);
+            entry.data_bytes.set(0);
+            push(bench, ring, entry, &side);
+        }
         Step::Control(message) => bench.control(*message),
         Step::ControlWithoutContent => {
             bench.core.on_control(ToHost { message: None }, bench.now);
@@ -120,7 +177,13 @@ fn take(bench: &mut Bench, step: Step) {
         Step::Lose => bench.core.on_control_lost(bench.now),
         Step::Connect(epoch) => bench.connect(epoch),
         Step::End(which) => {
-            let outcomes = [Handler::Done, Handler::Cancelled, Handler::ReadError { lba: 1 }];
+            let outcomes = [
+                Handler::Done,
+                Handler::Cancelled,
+                Handler::ReadError { lba: 1 },
+                Handler::Miscompare { offset: 9 },
+                Handler::Listed { runs: u32::MAX },
+            ];
             if !bench.executing.is_empty() {
                 bench.end(outcomes[usize::from(which) % outcomes.len()]);
             }

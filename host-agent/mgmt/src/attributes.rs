@@ -170,8 +170,30 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         thin_provisioned,
         false,
         FILE_AND_BLOCK,
-        "1: the device says it is thin provisioned; default 0"
+        "1: unmapped blocks take no room (UNMAP, WRITE SAME with UNMAP); the backing must be able to; default 0"
     ),
+    flag!(
+        "read_zero",
+        read_zero,
+        false,
+        NULL,
+        "1: reads give zeroes instead of anything, with lunar_backend host; default 0"
+    ),
+    DeviceAttribute {
+        attribute: Attribute {
+            name: "dummy",
+            meaning: "1: a device without a device type, to fill LUN 0; default 0",
+            store: |_, value| match flag(value)? {
+                false => Ok(()),
+                true => refuse(
+                    "dummy 1 (a device without a device type) is not available yet",
+                    "use 0, or export a device with lunar_backend card as LUN 0",
+                ),
+            },
+            show: |_| None,
+        },
+        handlers: NULL,
+    },
     flag!("removable", removable, false, ALL, "1: the medium is removable; default 0"),
     DeviceAttribute {
         attribute: Attribute {

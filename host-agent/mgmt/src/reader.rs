@@ -211,6 +211,13 @@ impl Reader<'_> {
                 );
             }
         }
+        if device.read_zero && !device.on_host() {
+            self.mistakes.error(
+                place("read_zero"),
+                format!("read_zero 1: `{}` is on the card, whose reads give anything", name.text),
+                "add `lunar_backend host`, or remove read_zero",
+            );
+        }
         if places.contains_key("size") && places.contains_key("size_mb") {
             self.mistakes.error(
                 place("size_mb"),

@@ -182,6 +182,10 @@ fn unit(
         eui64: identity.eui64.map(Vec::from).unwrap_or_default(),
         placement: placement.into(),
         forwards: device.on_host(),
+        // Mode parameters begin with their defaults; what the agent executes, its core says.
+        software_write_protect: false,
+        descriptor_sense: false,
+        host_commands: 0,
     }
 }
 

@@ -127,6 +127,8 @@ pub struct Device {
     pub rotational: bool,
     /// UNMAP is offered (VPD page B2h).
     pub thin_provisioned: bool,
+    /// Reads of a nullio device on the host give zeroes.
+    pub read_zero: bool,
     /// RMB in INQUIRY.
     pub removable: bool,
     /// Optimal transfer length in bytes (VPD page B0h), a multiple of the block size.
@@ -193,6 +195,7 @@ impl Device {
             o_direct: false,
             rotational: true,
             thin_provisioned: false,
+            read_zero: false,
             removable: false,
             optimal_transfer_bytes: None,
             physical_block_exponent: true,

@@ -48,7 +48,7 @@ error: `blok_size` is not an attribute of vdisk_nullio device `null1`
  --> scst.conf:3:3
 3 |   blok_size 512
   |   ^^^^^^^^^
-  = way out: known here: blocksize, size, size_mb, read_only, rotational, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, usn, t10_dev_id, naa_id, eui64_id, lunar_backend, lunar_placement
+  = way out: known here: blocksize, size, size_mb, read_only, rotational, read_zero, dummy, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, usn, t10_dev_id, naa_id, eui64_id, lunar_backend, lunar_placement
 1 mistake; nothing of the configuration was applied"
     );
 }
@@ -119,6 +119,9 @@ fn mistakes_are_refused_with_their_reason() {
         (device("vdisk_nullio", "blocksize 8192"), "not a power of two from 512 to 4096"),
         (device("vdisk_nullio", "blocksize 256"), "not a power of two from 512 to 4096"),
         (device("vdisk_nullio", "size 1000"), "no multiple of blocksize 512"),
+        (device("vdisk_nullio", "read_zero 1"), "add `lunar_backend host`"),
+        (device("vdisk_nullio", "read_zero 2"), "`2` is not 0 or 1"),
+        (device("vdisk_nullio", "dummy 1"), "dummy 1 (a device without a device type)"),
         (device("vdisk_nullio", "size 0"), "a capacity of 0 bytes"),
         (device("vdisk_nullio", "size_mb 99999999999999"), "is not possible"),
         (device("vdisk_nullio", "size 512\nsize_mb 1"), "both give the capacity"),

@@ -7,7 +7,10 @@ use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
 use lunar_offload_proto::cursor::{Consumer, RingMemory};
-use lunar_offload_proto::ring::{CompletionEntry, Entry, RingLayout, SideRecord, SubmissionEntry};
+use lunar_offload_proto::ring::{
+    BlockRequest, CompletionEntry, Entry, Operation, RingLayout, SideRecord, SubmissionEntry,
+    UNMAP_RANGES_MAX,
+};
 
 /// Bytes that wrap around: whatever the offset, there is memory.
 struct Hostile(RefCell<Vec<u8>>);
@@ -51,6 +54,7 @@ fn consume<E: Entry>(memory: &Hostile, rewrites: &[(u16, u32)], check: impl Fn(&
             let mut side = SideRecord::empty();
             consumer.read_side(entry.sequence(), &mut side);
             let _ = (side.cdb(), side.sense(), side.segments());
+            assert!(side.ranges().map_or(0, <[_]>::len) <= UNMAP_RANGES_MAX);
             popped += 1;
             assert!(popped <= SLOTS, "more entries than the ring has slots");
         }
@@ -66,7 +70,14 @@ fuzz_target!(|input: (Vec<(u16, u32)>, &[u8])| {
     }
     let memory = || Hostile(RefCell::new(bytes.to_vec()));
     consume::<SubmissionEntry>(&memory(), &rewrites, |entry| {
-        let _ = (entry.check(), entry.operation(), entry.cancelled_token());
+        let _ = (entry.operation(), entry.cancelled_token());
+        // What passes the check is a request, or CANCEL, and the card would have written it so.
+        if entry.check().is_ok() && entry.operation() != Operation::Cancel {
+            let request = BlockRequest::decode(entry).expect("a known operation");
+            let mut again = *entry;
+            request.encode(&mut again);
+            assert_eq!(BlockRequest::decode(&again), Some(request));
+        }
     });
     consume::<CompletionEntry>(&memory(), &rewrites, |entry| {
         let _ = (entry.check(), entry.outcome());

@@ -66,7 +66,9 @@ pub fn unit(blocks: u64) -> UnitConfiguration {
 }
 
 pub fn configuration() -> Configuration {
-    Configuration { units: vec![unit(1000)], targets: Vec::new() }
+    let mut thin = unit(1000);
+    thin.unit.thin = true;
+    Configuration { units: vec![thin], targets: Vec::new() }
 }
 
 /// The card's ends of one ring pair.
@@ -300,6 +302,15 @@ impl Bench {
                     self.executing.push((operation, request, data));
                 }
                 Effect::Cancel { operation, .. } => self.cancels.push(operation),
+                Effect::FetchParameters { command, data } => {
+                    let mut list = vec![0; data.length as usize];
+                    assert!(self.arena.read(data.offset, &mut list));
+                    self.core.on_parameters(&command, &list);
+                }
+                Effect::StoreParameters { data, bytes } => {
+                    assert_eq!(data.length as usize, bytes.len());
+                    assert!(self.arena.write(data.offset, &bytes));
+                }
                 Effect::Complete { ring, entry, side } => {
                     let pair = &mut self.pairs[usize::from(ring)];
                     pair.complete(&mut self.core, entry, side.as_deref());
