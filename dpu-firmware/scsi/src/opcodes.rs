@@ -89,6 +89,12 @@ impl HostCommands {
     /// None: the card-local units, and an agent that says nothing.
     pub const NONE: Self = Self(0);
 
+    /// As bits: 1 << the [`HostCommand`]. Others are commands that this version does not know.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self((bits & 0x1F) as u8)
+    }
+
     /// These and `command`.
     #[must_use]
     pub const fn with(self, command: HostCommand) -> Self {

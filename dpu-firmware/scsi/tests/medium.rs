@@ -461,6 +461,21 @@ fn spc_6_task_management_functions_in_both_forms() {
     assert_eq!((long.len(), &long[..4]), (16, &[0xD8, 0, 0, 12][..]));
 }
 
+#[test]
+fn the_bits_of_the_hosts_commands_are_those_of_the_control_message() {
+    let in_order = [
+        HostCommand::ModeSelect,
+        HostCommand::FormatUnit,
+        HostCommand::ExtendedCopy,
+        HostCommand::ReceiveCopyResults,
+        HostCommand::MediumRemoval,
+    ];
+    for (bit, command) in in_order.into_iter().enumerate() {
+        assert_eq!(HostCommands::from_bits(1 << bit), HostCommands::NONE.with(command));
+    }
+    assert_eq!(HostCommands::from_bits(!0x1F), HostCommands::NONE);
+}
+
 // Removable media, other device types
 
 #[test]

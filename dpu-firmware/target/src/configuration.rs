@@ -6,6 +6,7 @@ use lunar_dma::sgv::Placement;
 use lunar_offload_proto::access;
 use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
 pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
+use lunar_scsi::opcodes::HostCommands;
 use lunar_scsi::unit::{Identity, LogicalUnit, Naa};
 use lunar_srp::login::PortId;
 
@@ -102,6 +103,11 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         maximum_transfer_blocks: TRANSFER_BYTES_MAX / unit.block_bytes,
         tst: unit.task_set_type,
         forwards: unit.forwards,
+        host_commands: HostCommands::from_bits(unit.host_commands),
+        software_write_protect: unit.software_write_protect,
+        descriptor_sense: unit.descriptor_sense,
+        // Every handler that unmaps makes holes, which read as zeros.
+        unmapped_reads_zero: unit.thin,
         blocks: unit.blocks,
         // A removable one may have no medium.
         ..LogicalUnit::new(unit.block_bytes, unit.blocks.max(1), identity)
