@@ -55,8 +55,10 @@ impl Witnessed {
     /// The disk of `unit` over `medium`.
     #[must_use]
     pub fn new(unit: u32, medium: &Medium, landings: &Landings, seed: u64) -> Self {
+        let mut disk = MemoryDisk::new(medium.clone(), 2, seed);
+        disk.set_thin(true);
         Self {
-            disk: MemoryDisk::new(medium.clone(), 2, seed),
+            disk,
             unit,
             medium: medium.clone(),
             landings: landings.clone(),

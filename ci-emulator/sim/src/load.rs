@@ -16,7 +16,7 @@ const TAKES_AWAY_NS: u64 = 30_000_000;
 const PATIENCE_NS: u64 = 2_500_000;
 
 /// The LUN field of LUN `number`.
-fn field(number: usize) -> [u8; 8] {
+pub(crate) fn field(number: usize) -> [u8; 8] {
     lun::encode(u16::try_from(number).unwrap_or(0))
 }
 

@@ -113,6 +113,7 @@ fn unit(described: &Described) -> LogicalUnit {
         blocks: BLOCKS,
         write_cache: true,
         fua: true,
+        thin: described.stores,
         task_set_type: described.task_set_type,
         vendor: "LUNAR".to_owned(),
         product: "SIM".to_owned(),

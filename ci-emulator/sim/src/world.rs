@@ -451,3 +451,6 @@ fn number_of(point: Point) -> (u64, u64) {
         Point::Revoked(state) => (17, state as u64),
     }
 }
+
+#[cfg(test)]
+mod disk_commands;
