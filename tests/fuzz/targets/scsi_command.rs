@@ -5,6 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use lunar_scsi::device_server::{self, BlockOperation, Verdict};
 use lunar_scsi::lun;
+use lunar_scsi::opcodes::HostCommands;
 use lunar_scsi::unit::{Identity, LogicalUnit};
 
 /// The unit is made from the first bytes, so that the fuzzer chooses it as well.
@@ -23,6 +24,7 @@ fn unit(shape: [u8; 4]) -> LogicalUnit {
     unit.rotational = flag(4);
     unit.thin = flag(5);
     unit.forwards = flag(6);
+    unit.host_commands = HostCommands::from_bits(shape[3].into());
     unit.physical_blocks_exponent = shape[3] % 16;
     unit.maximum_transfer_blocks = u32::from(shape[3]) * 16;
     unit.validate().expect("a unit of this shape is valid")
@@ -30,11 +32,22 @@ fn unit(shape: [u8; 4]) -> LogicalUnit {
 
 fn assert_inside(unit: &LogicalUnit, operation: &BlockOperation) {
     let (lba, blocks) = match *operation {
-        BlockOperation::Read { lba, blocks } | BlockOperation::Write { lba, blocks, .. } => {
+        BlockOperation::Flush { lba, blocks } => (lba, blocks),
+        BlockOperation::LbaStatus { lba, allocation } => {
+            assert!(allocation > 0, "a question without an answer reached the backend");
+            (lba, 1)
+        }
+        BlockOperation::Unmap { .. } => unreachable!("its ranges are in a list"),
+        BlockOperation::Read { lba, blocks }
+        | BlockOperation::Write { lba, blocks, .. }
+        | BlockOperation::Compare { lba, blocks, .. }
+        | BlockOperation::CompareAndWrite { lba, blocks, .. }
+        | BlockOperation::WriteAndVerify { lba, blocks }
+        | BlockOperation::OrWrite { lba, blocks, .. }
+        | BlockOperation::WriteSame { lba, blocks, .. } => {
             assert!(blocks > 0, "a transfer of nothing reached the backend");
             (lba, blocks)
         }
-        BlockOperation::Flush { lba, blocks } => (lba, blocks),
     };
     assert!(lba.checked_add(u64::from(blocks)).is_some_and(|end| end <= unit.blocks));
 }
