@@ -75,6 +75,8 @@ pub struct Channel {
     pub asked: u64,
     /// Moment of the accepted login.
     pub logged_in: u64,
+    /// The target announced that it closes the channel: nothing may come after that.
+    pub logged_out: bool,
     /// How eager it is: one command in so many steps.
     pub pace: u64,
 }
@@ -121,6 +123,7 @@ impl Channel {
             asking_since: None,
             asked: 0,
             logged_in: 0,
+            logged_out: false,
             pace: 4,
         }
     }

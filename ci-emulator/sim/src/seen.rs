@@ -3,7 +3,7 @@
 use lunar_initiator::oracle::WriteEnd;
 use lunar_initiator::{Event, Tag};
 use lunar_scsi::task_set::TaskManagementFunction;
-use lunar_srp::iu::Residual;
+use lunar_srp::iu::{Residual, logout_reason};
 use lunar_srp::login::OtherChannels;
 
 use crate::channel::{Channel, Purpose, Sent};
@@ -55,6 +55,11 @@ impl World {
 
     fn on_event(&mut self, number: usize, event: Event) -> Result<(), Broken> {
         let at = number as u64;
+        let is_end = matches!(event, Event::Lost { .. } | Event::Disconnected);
+        if self.channels[number].logged_out && !is_end {
+            let text = format!("channel {number}: {event:?} after the target's logout");
+            return broken(Law::Protocol, text);
+        }
         match event {
             Event::LoggedIn { others, .. } => {
                 self.counts.logins += 1;
@@ -111,10 +116,24 @@ impl World {
             }
             Event::Disconnected => {
                 self.journal.note("disconnected: channel", [at, 0, 0]);
+                self.channels[number].logged_out = false;
                 self.ask_again(number);
             }
-            Event::AsynchronousEvent { .. } | Event::TargetLogout { .. } => {
-                return broken(Law::Protocol, format!("channel {number}: {event:?}"));
+            Event::AsynchronousEvent { ref sense, .. } => {
+                let key = sense_of(Some(sense));
+                self.journal.note("event: channel, code", [at, key.1.into(), key.2.into()]);
+                // INQUIRY, REPORTED LUNS and CAPACITY DATA HAS CHANGED.
+                if !matches!(key, (UNIT_ATTENTION, 0x3f, 0x03 | 0x0e) | (UNIT_ATTENTION, 0x2a, 9)) {
+                    return broken(Law::Protocol, format!("channel {number}: {event:?}"));
+                }
+            }
+            Event::TargetLogout { reason } => {
+                self.journal.note("target's logout: channel, reason", [at, reason.into(), 0]);
+                self.channels[number].logged_out = true;
+                let allowed = [logout_reason::NOT_SPECIFIED, logout_reason::MULTI_CHANNEL_ACTION];
+                if !allowed.contains(&reason) {
+                    return broken(Law::Protocol, format!("channel {number}: {event:?}"));
+                }
             }
         }
         Ok(())

@@ -9,6 +9,7 @@
 //! * [`descriptor`]: where the initiator's data lies,
 //! * [`login`]: what travels in the connection manager's private data,
 //! * [`channel`]: the life of a channel and its credits,
+//! * [`device_management`]: what a port answers to `srp_daemon`,
 //! * [`wire`]: the bytes as they are on the wire.
 //!
 //! On the data path are [`iu::command_head`], [`descriptor::DataBuffer::descriptors`],
@@ -28,6 +29,7 @@
 
 pub mod channel;
 pub mod descriptor;
+pub mod device_management;
 pub mod iu;
 pub mod login;
 pub mod wire;

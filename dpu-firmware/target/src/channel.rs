@@ -1,6 +1,6 @@
 //! A channel: one SRP connection, that is one queue pair, with its credits and send-queue room.
 
-use lunar_platform::QpHandle;
+use lunar_platform::{Nanoseconds, QpHandle};
 use lunar_srp::channel::{ChannelState, Credit};
 
 use crate::fifo::{Fifo, NONE};
@@ -38,6 +38,8 @@ pub(crate) struct Channel {
     /// Messages that wait for a slot, oldest first: receive buffer indexes linked through the
     /// group's receive links. RECV completions can overtake the SEND completion that frees a slot.
     pub receives: Fifo,
+    /// An SRP_T_LOGOUT is posted, and the connection ends when it left, or then.
+    pub logout_until: Option<Nanoseconds>,
     /// Something was posted since the last doorbell.
     pub doorbell: bool,
     /// The HCA reported every work request of the closed queue pair.
@@ -61,6 +63,7 @@ impl Channel {
             need_send: Fifo::default(),
             need_read: Fifo::default(),
             receives: Fifo::default(),
+            logout_until: None,
             doorbell: false,
             drained: false,
         }
@@ -87,7 +90,9 @@ impl Channel {
     pub(crate) fn send_queue_depth(request_limit: u32) -> u32 {
         // One response per slot (commands and the task management reserve) ...
         request_limit + MANAGEMENT_RESERVE
-            // ... and the RDMA READs and WRITEs of the data phases.
+            // ... the RDMA READs and WRITEs of the data phases ...
             + DATA_ROOM
+            // ... and a logout.
+            + 1
     }
 }

@@ -84,6 +84,12 @@ impl<P: Platform> PollGroup<P> {
         if self.gates_closed != 0 || self.changing.is_some() {
             self.expire_held();
         }
+        if self.logouts != 0 {
+            self.expire_logouts();
+        }
+        if self.events_due {
+            self.send_events();
+        }
         self.expire_waiters();
         // A claim gives up a bounded number of cached buffers, so a waiting one asks again.
         self.wake_buffers();
@@ -170,6 +176,7 @@ impl<P: Platform> PollGroup<P> {
             }
             change.fences = self.apply(&change.configuration);
             change.applied = true;
+            self.send_events();
             for handle in std::mem::take(&mut change.drains) {
                 self.release_held(handle);
             }
@@ -221,7 +228,7 @@ impl<P: Platform> PollGroup<P> {
             if resized {
                 for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
                     for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
-                        lun.attentions.establish(UnitAttention::CapacityDataChanged);
+                        lun.tell(UnitAttention::CapacityDataChanged);
                     }
                 }
             }
@@ -281,7 +288,7 @@ impl<P: Platform> PollGroup<P> {
             if lun.unit != entry.unit {
                 narrow(&mut self.units, fences, lun.unit);
                 lun.unit = entry.unit;
-                lun.attentions.establish(UnitAttention::InquiryDataChanged);
+                lun.tell(UnitAttention::InquiryDataChanged);
             }
             if entry.read_only && !lun.read_only {
                 narrow(&mut self.units, fences, entry.unit);
@@ -291,6 +298,10 @@ impl<P: Platform> PollGroup<P> {
         if inventory_changed {
             for lun in nexus.luns.iter_mut().filter(|lun| lun.mapped) {
                 lun.attentions.establish(UnitAttention::ReportedLunsDataChanged);
+            }
+            // Every LUN has the unit attention, and one event tells of it.
+            if let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.mapped) {
+                lun.tell(UnitAttention::ReportedLunsDataChanged);
             }
         }
         // The new ones have the unit attention of a power on, which says enough.

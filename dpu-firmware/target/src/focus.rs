@@ -683,17 +683,14 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     pub(crate) fn over_here(&mut self) -> After {
         debug_assert!(self.task.is_quiet(), "a task ended too early");
         self.release_buffer();
-        let task = &mut *self.task;
-        if task.receive != NONE {
-            self.kit.repost(std::mem::replace(&mut task.receive, NONE));
-        }
+        let task = &*self.task;
         if task.management.is_none()
             && let Some(unit) = self.unit.as_mut()
         {
             unit.active -= 1;
         }
-        self.kit.ends_seen |= task.awaited;
-        if (task.silent || task.membership != Membership::Outside) && self.end_unanswered() {
+        let is_answered = task.membership == Membership::Outside && !task.silent;
+        if (!is_answered | task.awaited) && self.end_rare() {
             return After::Rest;
         }
         self.trace(Point::Over);
@@ -703,7 +700,8 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             self.kit.wakes.push_back(Wake::Channel(self.task.channel));
         }
         let kit = &mut *self.kit;
-        if kit.need_buffer.iter().any(|list| !list.is_empty()) || !kit.need_backend.is_empty() {
+        let [card, host] = kit.need_buffer;
+        if card.len() | host.len() | kit.need_backend.len() != 0 {
             kit.wakes.push_back(Wake::Buffers);
         }
         After::Release
@@ -750,10 +748,15 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         }
     }
 
-    /// The rest of [`Self::over`] for a task that was not answered. Gives whether its slot is still in
-    /// use: an SRP_CRED_REQ went out in it.
+    /// The rest of [`Self::over`] for a task that was not answered, or that somebody waits for. Gives
+    /// whether its slot is still in use: an SRP_CRED_REQ went out in it.
     #[cold]
-    fn end_unanswered(&mut self) -> bool {
+    fn end_rare(&mut self) -> bool {
+        self.kit.ends_seen |= self.task.awaited;
+        // Whoever answers a task gives these back before.
+        if self.task.receive != NONE {
+            self.kit.repost(std::mem::replace(&mut self.task.receive, NONE));
+        }
         self.release_table();
         self.leave_task_set();
         if !std::mem::take(&mut self.task.silent) {

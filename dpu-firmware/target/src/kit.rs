@@ -213,6 +213,8 @@ pub(crate) enum Kind {
     Tail = 1,
     /// Another one of the batch: reported only when it failed.
     Body = 2,
+    /// An SRP_T_LOGOUT; the index is the channel.
+    Logout = 3,
 }
 
 /// Bits of a work request's id that hold an index.
@@ -225,15 +227,21 @@ pub(crate) fn wr_id(kind: Kind, slot: SlotId) -> WorkRequestId {
     WorkRequestId(slot.to_token() | (kind as u64) << INDEX_BITS)
 }
 
-/// What [`wr_id`] was made of; `None` for an id that no request of this group has.
+/// The id of the logout of `channel`.
+pub(crate) fn channel_wr_id(channel: u32) -> WorkRequestId {
+    wr_id(Kind::Logout, SlotId { index: channel, generation: 0 })
+}
+
+/// The slot, or what else the index is of, in an id that [`wr_id`] made.
 #[inline]
-pub(crate) fn wr_parts(id: WorkRequestId) -> Option<(Kind, SlotId)> {
-    let kind = match (id.0 >> INDEX_BITS) & 0xf {
-        0 => Kind::Receive,
-        1 => Kind::Tail,
-        2 => Kind::Body,
-        _ => return None,
-    };
-    let index = (id.0 & INDEX_MASK) as u32;
-    Some((kind, SlotId { index, generation: (id.0 >> 32) as u32 }))
+pub(crate) fn wr_slot(id: WorkRequestId) -> SlotId {
+    SlotId { index: (id.0 & INDEX_MASK) as u32, generation: (id.0 >> 32) as u32 }
+}
+
+impl Kind {
+    /// Whether [`wr_id`] made `id` with this kind.
+    #[inline]
+    pub(crate) fn is_of(self, id: WorkRequestId) -> bool {
+        (id.0 >> INDEX_BITS) & 0xf == self as u64
+    }
 }

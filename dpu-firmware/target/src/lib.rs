@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod agent_link;
+mod announce;
 mod channel;
 mod control;
 mod coordinator;

@@ -316,16 +316,18 @@ impl<P: Platform> PollGroup<P> {
         self.channels.get(qp.index as usize).filter(|channel| channel.qp == qp).map(|_| qp.index)
     }
 
-    /// Starts the end of a channel: no more responses, every task marked, the queue pair closed.
+    /// Starts the end of a channel: no more responses, every task marked, the queue pair closed once the
+    /// initiator was told.
     /// Idempotent.
     pub(crate) fn close_channel(&mut self, channel: u32, reason: CloseReason) {
         let entry = &mut self.channels[channel as usize];
         if !entry.is_open() {
-            return;
+            return self.hurry_logout(channel, reason);
         }
+        let was_live = entry.state == ChannelState::Live;
         entry.state = entry.state.on(ChannelEvent::Close);
-        let (qp, nexus) = (entry.qp, entry.nexus);
-        self.kit.hca.disconnect(qp);
+        let nexus = entry.nexus;
+        self.part_from(channel, reason, was_live);
         self.kit.counters.disconnects += 1;
         let handle = self.nexuses[nexus as usize].handle;
         self.tell_event(Event::ChannelClosed { nexus: handle, reason });

@@ -164,8 +164,10 @@ pub enum CloseReason {
     PeerGone,
     /// The initiator logged out (SRP_I_LOGOUT).
     Logout,
-    /// An IU that is no SRP IU, or too long.
+    /// An IU that is no SRP IU.
     MalformedIu,
+    /// An IU longer than the login allowed, or shorter than its type.
+    IuLength,
     /// More commands than credits.
     CreditOverrun,
     /// The same initiator port logged in again with multichannel action SINGLE.
@@ -186,6 +188,9 @@ impl CloseReason {
             Self::PeerGone => "the peer disconnected",
             Self::Logout => "the initiator logged out",
             Self::MalformedIu => "an information unit could not be understood",
+            Self::IuLength => {
+                "an information unit was longer than the login allowed, or shorter than its type"
+            }
             Self::CreditOverrun => "the initiator sent more commands than its request limit",
             Self::Replaced => "the initiator logged in again with a single channel",
             Self::WorkRequestFailed => "a work request failed",

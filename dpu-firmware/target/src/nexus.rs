@@ -25,6 +25,8 @@ pub(crate) struct NexusLun {
     pub unit: u32,
     pub read_only: bool,
     pub attentions: UnitAttentions,
+    /// Those that are still to be told as asynchronous events.
+    pub events: UnitAttentions,
     pub set: TaskSet,
     /// Tasks that the task set's rules hold back.
     pub dormant: Fifo,
@@ -41,6 +43,7 @@ impl NexusLun {
             unit: lun.unit,
             read_only: lun.read_only,
             attentions,
+            events: UnitAttentions::default(),
             set: TaskSet::default(),
             dormant: Fifo::default(),
         }

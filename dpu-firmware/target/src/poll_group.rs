@@ -16,11 +16,12 @@ use lunar_platform::{
 use lunar_scsi::unit::LogicalUnit;
 use rtrb::{Consumer, Producer};
 
+use crate::announce::{LOGOUT_REASONS, encode_logouts};
 use crate::channel::Channel;
 use crate::configuration::{BackendKind, Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::fifo::{Fifo, Links};
 use crate::histogram::Histogram;
-use crate::kit::{CHAIN_MAX, CardRegion, Kind, Kit, RESPONSE_STRIDE, ReceiveBuffers, wr_parts};
+use crate::kit::{CHAIN_MAX, CardRegion, Kind, Kit, RESPONSE_STRIDE, ReceiveBuffers, wr_slot};
 use crate::login::PendingLogin;
 use crate::message::{Event, FromGroup, ToGroup};
 use crate::nexus::Nexus;
@@ -244,6 +245,10 @@ pub struct PollGroup<P: Platform> {
     pub(crate) detached_since: Option<Nanoseconds>,
     /// Outcomes of the host that wait for a configuration to be in force here.
     pub(crate) ahead: Vec<lunar_backend::Outcome>,
+    /// Channels that close once their logout left.
+    pub(crate) logouts: u32,
+    /// Asynchronous events wait for a slot.
+    pub(crate) events_due: bool,
     /// Slots of task management functions in progress.
     pub(crate) managements: Vec<u32>,
     /// Gates closed on this group's shards and not acknowledged yet.
@@ -300,7 +305,9 @@ impl<P: Platform> PollGroup<P> {
         let stride = (limits.receive_bytes as usize).next_multiple_of(64);
         let region = memory.claim(receives as usize * stride)?;
         let receive_region = ReceiveBuffers::new(region, stride, receives);
-        let response_region = memory.claim(limits.slots as usize * RESPONSE_STRIDE)?;
+        let response_buffers = limits.slots as usize + LOGOUT_REASONS.len();
+        let mut response_region = memory.claim(response_buffers * RESPONSE_STRIDE)?;
+        encode_logouts(&mut response_region, limits.slots);
         let card = memory.claim(limits.card_arena_bytes)?;
         let config = lunar_dma::sgv::Config {
             class_bytes_max: TRANSFER_BYTES_MAX,
@@ -359,6 +366,8 @@ impl<P: Platform> PollGroup<P> {
             late_attentions: Vec::new(),
             detached_since: None,
             ahead: Vec::with_capacity(limits.slots as usize),
+            logouts: 0,
+            events_due: false,
             managements: Vec::with_capacity(limits.channels as usize),
             gates_closed: 0,
             pending_logins: Vec::new(),
@@ -423,6 +432,7 @@ impl<P: Platform> PollGroup<P> {
         }
         let waits = self.tasks.len() != 0
             || self.gates_closed != 0
+            || self.logouts != 0
             || self.changing.is_some()
             || !self.pending_logins.is_empty()
             || !self.unsent.is_empty();
@@ -488,11 +498,13 @@ impl<P: Platform> PollGroup<P> {
         let count = self.kit.hca.poll(&mut completions);
         self.kit.counters.completions += count as u64;
         for completion in completions.get(..count).unwrap_or(&[]) {
-            match wr_parts(completion.id) {
-                Some((Kind::Tail, slot)) => self.on_tail::<TRACED>(slot, completion),
-                Some((Kind::Receive, slot)) => self.on_receive::<TRACED>(slot.index, completion),
-                Some((Kind::Body, _)) => self.on_body(completion),
-                None => self.kit.counters.stale_completions += 1,
+            let slot = wr_slot(completion.id);
+            if Kind::Tail.is_of(completion.id) {
+                self.on_tail::<TRACED>(slot, completion);
+            } else if Kind::Receive.is_of(completion.id) {
+                self.on_receive::<TRACED>(slot.index, completion);
+            } else {
+                self.on_rare(completion);
             }
         }
         self.run_wakes();

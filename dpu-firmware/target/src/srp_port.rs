@@ -15,7 +15,7 @@ use lunar_scsi::status::Status;
 use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::channel::ChannelEvent;
 use lunar_srp::descriptor::{DataBuffer, Descriptor};
-use lunar_srp::iu::{self, Request, Residual, Response, SolicitedNotification};
+use lunar_srp::iu::{self, IuError, Malformed, Request, Residual, Response, SolicitedNotification};
 
 use crate::channel::{Channel, MANAGEMENT_RESERVE};
 use crate::fifo::NONE;
@@ -141,7 +141,7 @@ impl<P: Platform> PollGroup<P> {
     ) -> Taken {
         let channel = &mut self.channels[channel_index as usize];
         if message.bytes > channel.it_iu_bytes_max {
-            return self.malformed(channel_index);
+            return self.malformed(channel_index, CloseReason::IuLength);
         }
         let iu = self.kit.receive_region.iu(index, message.bytes);
         let Some(head) = iu::command_head(iu) else {
@@ -196,16 +196,21 @@ impl<P: Platform> PollGroup<P> {
                 Taken::Finished
             }
             Ok(Request::CredResponse { .. } | Request::AerResponse { .. }) => Taken::Finished,
+            Err(IuError::Malformed(Malformed::TooShort { .. })) => {
+                self.malformed(channel_index, CloseReason::IuLength)
+            }
             // Commands have a head, so they do not come here.
-            Ok(Request::Command(_)) | Err(_) => self.malformed(channel_index),
+            Ok(Request::Command(_)) | Err(_) => {
+                self.malformed(channel_index, CloseReason::MalformedIu)
+            }
         }
     }
 
     /// The channel sent what no initiator sends.
     #[cold]
-    fn malformed(&mut self, channel: u32) -> Taken {
+    fn malformed(&mut self, channel: u32, reason: CloseReason) -> Taken {
         self.kit.counters.malformed_ius += 1;
-        self.close_channel(channel, CloseReason::MalformedIu);
+        self.close_channel(channel, reason);
         Taken::Finished
     }
 
@@ -279,8 +284,21 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
+    /// A work request completed that is not a receive nor a task's last.
+    #[cold]
+    pub(crate) fn on_rare(&mut self, completion: &WorkCompletion) {
+        if Kind::Body.is_of(completion.id) {
+            self.on_body(completion);
+        } else if Kind::Logout.is_of(completion.id) {
+            self.on_logout(completion);
+        } else {
+            // No request of this group has such an id.
+            self.kit.counters.stale_completions += 1;
+        }
+    }
+
     /// A work request other than the last failed: the tail follows.
-    pub(crate) fn on_body(&mut self, completion: &WorkCompletion) {
+    fn on_body(&mut self, completion: &WorkCompletion) {
         let channel = completion.qp.index;
         let open = self
             .channels
@@ -288,6 +306,13 @@ impl<P: Platform> PollGroup<P> {
             .is_some_and(|entry| entry.qp == completion.qp && entry.is_open());
         if open && completion.status != CompletionStatus::Success {
             self.close_channel(channel, CloseReason::WorkRequestFailed);
+        }
+    }
+
+    /// A logout left, or its channel failed.
+    fn on_logout(&mut self, completion: &WorkCompletion) {
+        if let Some(channel) = self.channel_of(completion.qp) {
+            self.end_logout(channel);
         }
     }
 
@@ -519,7 +544,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
 
     /// The SEND of the first `length` bytes of the slot's response buffer.
     #[inline(always)]
-    fn response_request(&self, length: u32) -> SendRequest {
+    pub(crate) fn response_request(&self, length: u32) -> SendRequest {
         let region = &self.kit.response_region;
         let place = self.id.index as usize * RESPONSE_STRIDE;
         SendRequest {
@@ -633,31 +658,6 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         self.task.silent = true;
         self.task.state = State::Aborting;
         Step::Refused
-    }
-
-    /// An ended task that nobody answers owed the last credit in play, so no response will carry it:
-    /// an SRP_CRED_REQ does (SRP 6.10), in the task's own slot and place of the send queue. Gives
-    /// whether it was posted; then the slot stays claimed until its SEND completed.
-    pub(crate) fn request_credit(&mut self) -> bool {
-        if !self.channel.is_open() {
-            return false;
-        }
-        let Some(delta) = self.channel.credit.credit_request_delta() else { return false };
-        let place = self.id.index as usize * RESPONSE_STRIDE;
-        let region = &mut self.kit.response_region;
-        let out = region.bytes_mut(place, RESPONSE_STRIDE);
-        let Some(length) = iu::encode_credit_request(self.task.tag, delta, false, out) else {
-            return false;
-        };
-        let request = self.response_request(u32::try_from(length).unwrap_or(0));
-        self.task.batch = Batch::Response(0);
-        self.task.state = State::Sending;
-        if self.kit.post(self.channel, &[request]) {
-            return true;
-        }
-        self.task.batch = Batch::None;
-        self.task.state = State::Aborting;
-        false
     }
 
     /// The task's channel is closing: it ends without an answer.

@@ -33,6 +33,21 @@ pub const RESPONSE_BYTES_MAX: usize = 36 + RESPONSE_DATA_BYTES + SENSE_BYTES_MAX
 /// Shortest SRP_CMD, and the length of every SRP_TSK_MGMT.
 pub const COMMAND_BYTES_MIN: usize = size_of::<crate::wire::Command>();
 
+/// Bytes of an SRP_T_LOGOUT.
+pub const LOGOUT_BYTES: u32 = size_of::<crate::wire::Valued>() as u32;
+
+/// Reasons in SRP_T_LOGOUT (SRP 6.6). Those that the target gives; there are more.
+pub mod logout_reason {
+    /// No reason specified.
+    pub const NOT_SPECIFIED: u32 = 0;
+    /// An IU type that does not exist.
+    pub const INVALID_IU_TYPE: u32 = 2;
+    /// The multi-channel action of a newer login ends the channel.
+    pub const MULTI_CHANNEL_ACTION: u32 = 4;
+    /// An IU whose length does not fit its type.
+    pub const INVALID_IU_LENGTH: u32 = 8;
+}
+
 /// Response codes in SRP_RSP's response data (SRP 6.9).
 pub mod response_code {
     /// The task management function was carried out.

@@ -202,10 +202,11 @@ pub fn encode_credit_request(
     encode_valued(opcode::CREDIT_REQUEST, tag, request_limit_delta, solicited, out)
 }
 
-/// Encodes an SRP_T_LOGOUT; gives its length in bytes, `None` when it does not fit.
+/// Encodes an SRP_T_LOGOUT with a reason of [`logout_reason`](super::logout_reason) and without
+/// solicited notification; gives its length in bytes, `None` when it does not fit.
 #[must_use]
 pub fn encode_target_logout(tag: u64, reason: u32, out: &mut [u8]) -> Option<usize> {
-    encode_valued(opcode::TARGET_LOGOUT, tag, reason.cast_signed(), true, out)
+    encode_valued(opcode::TARGET_LOGOUT, tag, reason.cast_signed(), false, out)
 }
 
 fn encode_valued(
