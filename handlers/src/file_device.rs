@@ -211,6 +211,7 @@ impl BlockDevice for FileDevice {
         if let Some(at) = self.waiting.iter().position(|running| running.id == id) {
             self.waiting.remove(at);
             self.ended.push((id, Outcome::Cancelled));
+            self.engine.wake();
             return CancelAnswer::Cancelled;
         }
         self.engine.cancel(id)
