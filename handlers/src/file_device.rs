@@ -35,6 +35,8 @@ pub struct Parameters {
     /// Logical block length in bytes (`blocksize`), a power of two to 65536, from 512 or what direct
     /// I/O on the backing moves at least.
     pub block_bytes: u32,
+    /// Length in bytes that is used of it (`size`), a multiple of the block length; `None` for all.
+    pub size_bytes: Option<u64>,
     /// Opens it for reading only; writes end with `WriteProtected`.
     pub read_only: bool,
     /// Every write is on the medium when it ends.
@@ -60,6 +62,7 @@ impl Parameters {
         Self {
             filename: filename.into(),
             block_bytes: 512,
+            size_bytes: None,
             read_only: false,
             write_through: false,
             nv_cache: false,
@@ -91,6 +94,8 @@ pub struct FileDevice {
     /// For [`BlockDevice::poll`], kept for its memory.
     finished: Vec<(Running, Outcome)>,
     file: Arc<File>,
+    /// As in [`Parameters`].
+    size_bytes: Option<u64>,
     /// In the configuration.
     name: String,
     filename: PathBuf,
@@ -112,8 +117,14 @@ impl FileDevice {
             check_thin(device, backing, &file, is_block_device)?;
         }
         let mut warnings = Vec::new();
-        let blocks =
-            count_blocks(device, &backing.filename, backing.block_bytes, &file, &mut warnings)?;
+        let blocks = count_blocks(
+            device,
+            &backing.filename,
+            backing.block_bytes,
+            backing.size_bytes,
+            &file,
+            &mut warnings,
+        )?;
         let file = Arc::new(file);
         let (engine, warning) = Engine::open(&file, backing.engine).map_err(|error| {
             let way_out = "allow io_uring (kernel.io_uring_disabled, seccomp), or let the engine be chosen automatically";
@@ -141,6 +152,7 @@ impl FileDevice {
             waiting: VecDeque::new(),
             finished: Vec::new(),
             file,
+            size_bytes: backing.size_bytes,
             name: device.to_owned(),
             filename: backing.filename.clone(),
         };
@@ -199,6 +211,7 @@ impl BlockDevice for FileDevice {
         if let Some(at) = self.waiting.iter().position(|running| running.id == id) {
             self.waiting.remove(at);
             self.ended.push((id, Outcome::Cancelled));
+            self.engine.wake();
             return CancelAnswer::Cancelled;
         }
         self.engine.cancel(id)
@@ -228,7 +241,7 @@ impl BlockDevice for FileDevice {
         let mut warnings = Vec::new();
         let (name, bytes) = (&self.name, self.geometry.block_bytes);
         self.geometry.blocks =
-            count_blocks(name, &self.filename, bytes, &self.file, &mut warnings)?;
+            count_blocks(name, &self.filename, bytes, self.size_bytes, &self.file, &mut warnings)?;
         Ok(warnings)
     }
 }
@@ -473,6 +486,7 @@ fn count_blocks(
     device: &str,
     filename: &Path,
     block_bytes: u32,
+    size_bytes: Option<u64>,
     mut file: &File,
     warnings: &mut Vec<String>,
 ) -> Result<u64, OpenError> {
@@ -481,6 +495,9 @@ fn count_blocks(
     };
     // Unlike fstat, this works for block devices too.
     let bytes = file.seek(SeekFrom::End(0)).map_err(|error| refuse(&error, "see the reason"))?;
+    if let Some(size_bytes) = size_bytes {
+        return limited(device, filename, block_bytes, size_bytes, bytes);
+    }
     let blocks = bytes / u64::from(block_bytes);
     let tail_bytes = bytes % u64::from(block_bytes);
     if blocks == 0 {
@@ -495,4 +512,24 @@ fn count_blocks(
         ));
     }
     Ok(blocks)
+}
+
+/// Blocks of a device that uses `size_bytes` of the `bytes` that are there.
+fn limited(
+    device: &str,
+    filename: &Path,
+    block_bytes: u32,
+    size_bytes: u64,
+    bytes: u64,
+) -> Result<u64, OpenError> {
+    let blocks = size_bytes / u64::from(block_bytes);
+    let (reason, way_out) = if blocks == 0 || !size_bytes.is_multiple_of(block_bytes.into()) {
+        (format!("not a multiple of the {block_bytes}-byte block"), "correct the size")
+    } else if size_bytes > bytes {
+        let reason = format!("{} has {bytes} bytes only", filename.display());
+        (reason, "make it smaller, or leave it out to use all")
+    } else {
+        return Ok(blocks);
+    };
+    Err(OpenError::new(device, "size", size_bytes, reason, way_out))
 }

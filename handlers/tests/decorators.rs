@@ -214,3 +214,34 @@ proptest! {
         prop_assert_eq!(ended.len(), requests.len());
     }
 }
+
+#[test]
+fn a_fault_hits_whatever_reads_or_writes_its_blocks() {
+    let rule = |operation, outcome| Rule {
+        operation,
+        lba_first: 4,
+        lba_last: 4,
+        effect: Effect::End(outcome),
+        remaining: None,
+    };
+    let rules = vec![
+        rule(Operation::Read, Outcome::ReadError { lba: 4 }),
+        rule(Operation::Write, Outcome::WriteError { lba: 4 }),
+    ];
+    let mut disk = MemoryDisk::new(Medium::new(512, 64), 1, 1);
+    disk.set_thin(true);
+    let mut device = Fault::new(disk, rules);
+    let compare = Request::Compare { lba: 0, blocks: 5 };
+    assert_eq!(run(&mut device, compare, None), Outcome::ReadError { lba: 4 });
+    for write in [
+        Request::WriteSame { lba: 0, blocks: 64, unmap: false },
+        Request::Unmap { lba: 4, blocks: 1 },
+    ] {
+        assert_eq!(run(&mut device, write, None), Outcome::WriteError { lba: 4 });
+    }
+    let series = Request::CompareAndWrite { lba: 3, blocks: 2, fua: false };
+    assert_eq!(run(&mut device, series, Some(window(0, 4))), Outcome::WriteError { lba: 4 });
+    // What only asks about blocks does not go to the medium.
+    let status = Request::LbaStatus { lba: 0, blocks: 64 };
+    assert_eq!(run(&mut device, status, Some(window(0, 1))), Outcome::Listed { runs: 1 });
+}

@@ -191,6 +191,28 @@ fn the_size_follows_the_file_when_asked_and_not_before() {
 }
 
 #[test]
+fn a_device_may_use_a_part_of_its_file_and_not_more_than_there_is() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    File::create(&path).expect("file").set_len(1 << 20).expect("length");
+    let open = |size_bytes| {
+        let parameters = Parameters { size_bytes: Some(size_bytes), ..Parameters::new(&path) };
+        vdisk_fileio::open("disk", &parameters)
+    };
+    let mut device = open(1024).expect("open").device;
+    assert_eq!(device.geometry().blocks, 2);
+    File::options().write(true).open(&path).expect("file").set_len(1000).expect("length");
+    let error = device.resync_size().expect_err("too short").to_string();
+    assert!(error.contains("size 1024") && error.contains("1000 bytes only"), "{error}");
+    drop(device);
+    for (size, words) in [(1024, "1000 bytes only"), (700, "not a multiple"), (0, "not a multiple")]
+    {
+        let error = open(size).expect_err("impossible").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_null_device_finds_everything_equal() {
     let parameters = vdisk_nullio::Parameters {
         block_bytes: 512,

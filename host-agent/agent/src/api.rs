@@ -63,6 +63,15 @@ impl Agent for Api {
     ) -> Result<Response<wire::ShowReply>, Status> {
         Ok(Response::new(*self.ask(Question::Show).await?))
     }
+
+    async fn resync_size(
+        &self,
+        request: Request<wire::ResyncSizeRequest>,
+    ) -> Result<Response<wire::ResyncSizeReply>, Status> {
+        let device = request.into_inner().device;
+        let reply = self.ask(|answer| Question::ResyncSize(device, answer)).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
 }
 
 /// Serves the API on `listener` until `stop` is done, and finishes the calls under way then.

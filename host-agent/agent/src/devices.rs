@@ -58,6 +58,7 @@ fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
         Handler::BlockIo => {
             let parameters = vdisk_blockio::Parameters {
                 block_bytes: device.block_bytes,
+                size_bytes: device.size_bytes,
                 read_only: device.read_only,
                 write_through: device.write_through,
                 nv_cache: device.nv_cache,

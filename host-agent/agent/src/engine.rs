@@ -71,6 +71,8 @@ pub(crate) struct Engine {
     handles: Handles,
     configuration: control::Configuration,
     devices: Vec<Open>,
+    /// In the same order.
+    device_names: Vec<String>,
     arena: Arena,
     /// What EXTENDED COPY moves its data through.
     copy_arena: Arena,
@@ -161,8 +163,8 @@ impl Engine {
         for (ring, fault) in faults.iter().filter(|_| used) {
             core.on_ring_fault(*ring, fault);
         }
-        let (open_devices, core_configuration) = join(opened, &configuration)?;
-        core.set_configuration(core_configuration, 0)?;
+        let (open_devices, device_names) = in_order(opened, &configuration);
+        core.set_configuration(with_devices(&configuration, &device_names), 0)?;
         let notes = Notes { agent_epoch: epoch, ..notes };
         notes.store(&offer.notes)?;
         Ok(Self {
@@ -171,6 +173,7 @@ impl Engine {
             handles,
             configuration,
             devices: open_devices,
+            device_names,
             arena,
             copy_arena: Arena::anonymous(COPY_ARENA_BYTES).context("memory for EXTENDED COPY")?,
             rings,
@@ -268,6 +271,9 @@ impl Engine {
                 let _ = answer.send(self.health());
             }
             ToEngine::Ask(Question::Show(answer)) => self.show(answer, now_ns),
+            ToEngine::Ask(Question::ResyncSize(device, answer)) => {
+                let _ = answer.send(self.resync_size(&device, now_ns));
+            }
             ToEngine::Stop => {
                 let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
                 self.stop_by_ns.get_or_insert(stop_by_ns);
@@ -413,6 +419,31 @@ impl Engine {
         wire::HealthReply { serving: reason.is_empty(), reason }
     }
 
+    /// Looks again how large the device called `name` is. What is under way was checked against the old
+    /// size and ends as the device sees fit.
+    fn resync_size(&mut self, name: &str, now_ns: u64) -> Result<wire::ResyncSizeReply, String> {
+        let Some(at) = self.device_names.iter().position(|known| known == name) else {
+            let known = self.device_names.join(", ");
+            return Err(format!(
+                "device {name} is not one that this agent executes; these are: {known}"
+            ));
+        };
+        let device =
+            self.devices.get_mut(at).ok_or_else(|| format!("device {name} is not open"))?;
+        let blocks_before = device.geometry().blocks;
+        let warnings = device.resync_size().map_err(|error| error.to_string())?;
+        let blocks = device.geometry().blocks;
+        if blocks != blocks_before {
+            let units = self.configuration.units.iter_mut().filter(|unit| unit.name == name);
+            units.for_each(|unit| unit.blocks = blocks);
+            let configuration = with_devices(&self.configuration, &self.device_names);
+            let changed = self.core.set_configuration(configuration, now_ns);
+            changed.map_err(|error| error.to_string())?;
+            info!(device = name, blocks_before, blocks, "the size changed");
+        }
+        Ok(wire::ResyncSizeReply { blocks, blocks_before, warnings })
+    }
+
     fn met(&self) -> bool {
         !matches!(
             self.core.link_state(),
@@ -541,24 +572,27 @@ fn geometries(offer: &Offer) -> anyhow::Result<Vec<RingGeometry>> {
     Ok((0..layout.groups()).map(geometry).collect())
 }
 
-/// Numbers the open devices, and puts each unit of the configuration together with its own.
-fn join(
+/// The devices by handle, and their names.
+fn in_order(
     mut opened: BTreeMap<String, Open>,
     configuration: &control::Configuration,
-) -> anyhow::Result<(Vec<Open>, Configuration)> {
-    let mut devices = Vec::new();
-    let mut units = Vec::new();
-    for unit in &configuration.units {
-        let device = match opened.remove(&unit.name) {
-            Some(device) => {
-                devices.push(device);
-                Some(DeviceHandle(u32::try_from(devices.len() - 1)?))
-            }
-            None => None,
-        };
-        units.push(UnitConfiguration { unit: unit.clone(), device });
-    }
-    Ok((devices, Configuration { units, targets: configuration.targets.clone() }))
+) -> (Vec<Open>, Vec<String>) {
+    let units = configuration.units.iter();
+    units
+        .filter_map(|unit| opened.remove_entry(&unit.name))
+        .map(|(name, open)| (open, name))
+        .unzip()
+}
+
+/// The configuration with each unit's handler: the place of its name among `devices`.
+fn with_devices(configuration: &control::Configuration, devices: &[String]) -> Configuration {
+    let unit = |unit: &control::LogicalUnit| {
+        let at = devices.iter().position(|name| *name == unit.name);
+        let device = at.and_then(|at| u32::try_from(at).ok()).map(DeviceHandle);
+        UnitConfiguration { unit: unit.clone(), device }
+    };
+    let units = configuration.units.iter().map(unit).collect();
+    Configuration { units, targets: configuration.targets.clone() }
 }
 
 fn log(event: &LogEvent) {

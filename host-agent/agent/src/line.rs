@@ -32,6 +32,8 @@ pub(crate) enum ToEngine {
 pub(crate) enum Question {
     Health(oneshot::Sender<wire::HealthReply>),
     Show(oneshot::Sender<Box<wire::ShowReply>>),
+    /// The device's name; the answer may be why not, in words.
+    ResyncSize(String, oneshot::Sender<Result<wire::ResyncSizeReply, String>>),
 }
 
 /// Something from the engine for the control channel.

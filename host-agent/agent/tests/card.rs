@@ -35,11 +35,6 @@ struct Board {
 impl Board {
     /// A keeper, a disk file, a configuration, and an agent.
     fn start(configuration: &str) -> Self {
-        Self::prepare(configuration, |_| {})
-    }
-
-    /// As [`Self::start`], after `prepare` made what else the configuration names.
-    fn prepare(configuration: &str, prepare: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keeper = lunar_keeper::Options {
             socket: directory.path().join("keeper"),
@@ -52,7 +47,6 @@ impl Board {
         std::thread::spawn(move || lunar_keeper::run(&keeper));
         let disk = directory.path().join("disk.img");
         std::fs::write(&disk, vec![0x5a; DISK_BYTES]).unwrap();
-        prepare(directory.path());
         let configuration = configuration.replace("DISK", disk.to_str().unwrap());
         std::fs::write(directory.path().join("scst.conf"), configuration).unwrap();
         let agent = Self::spawn(directory.path());
@@ -425,18 +419,46 @@ fn every_block_operation_reaches_the_file() {
 }
 
 #[test]
+fn a_file_that_grew_is_larger_for_the_card_when_somebody_says_so() {
+    let board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let disk = unit(&configuration, "disk");
+    let file = std::fs::File::options().write(true).open(board.path("disk.img")).unwrap();
+    file.set_len(2 * DISK_BYTES as u64).unwrap();
+    let resync = |device: &str| wire::ResyncSizeRequest { device: device.to_owned() };
+
+    let reply = board.ask(async |api| api.resync_size(resync("disk")).await);
+    assert_eq!((reply.blocks, reply.blocks_before), (1024, 512));
+    let Some(to_card::Message::Configuration(changed)) = card.next() else { panic!("no change") };
+    assert_eq!(changed.generation, configuration.generation + 1);
+    assert_eq!(changed.units.iter().find(|unit| unit.handle == disk).unwrap().blocks, 1024);
+    let read = rings.run(Operation::Read, disk, changed.generation, 100, true);
+    assert_eq!(read.outcome(), Outcome::Done);
+
+    // The same size again is no change, and a name that is not there is an answer in words.
+    let reply = board.ask(async |api| api.resync_size(resync("disk")).await);
+    assert_eq!((reply.blocks, reply.blocks_before), (1024, 1024));
+    let refused = board.ask(async |api| {
+        let refused = api.resync_size(resync("null_card")).await.unwrap_err();
+        Ok(tonic::Response::new(refused.message().to_owned()))
+    });
+    assert!(refused.contains("null_card") && refused.contains("disk, null_host"), "{refused}");
+}
+
+#[test]
 fn extended_copy_goes_from_file_to_file() {
-    let other = "}
-    DEVICE other {
-        filename DISK.other
-        naa_id 5001020304050608
-    }";
+    let destination = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(destination.path(), vec![0; DISK_BYTES]).unwrap();
+    let other = format!(
+        "}}\nDEVICE other {{\nfilename {}\nnaa_id 5001020304050608\n}}",
+        destination.path().display()
+    );
     let text = CONFIGURATION
         .replacen("}", &format!("    naa_id 5001020304050607\n    {other}"), 1)
         .replace("LUN 2 null_host", "LUN 2 other");
-    let board = Board::prepare(&text, |directory| {
-        std::fs::write(directory.join("disk.img.other"), vec![0; DISK_BYTES]).unwrap();
-    });
+    let board = Board::start(&text);
     let mut card = Card::connect(&board);
     let (setup, configuration) = card.meet(41, false);
     let mut rings = Rings::open(&board, &setup);
@@ -460,7 +482,7 @@ fn extended_copy_goes_from_file_to_file() {
     let forward = BlockRequest::Forward { data_out: true };
     let ended = rings.request(forward, length, Some(&side), on);
     assert_eq!((ended.outcome(), ended.status), (Outcome::Forwarded, 0));
-    let copied = std::fs::read(board.path("disk.img.other")).unwrap();
+    let copied = std::fs::read(destination.path()).unwrap();
     assert_eq!(copied[7 * 512..507 * 512], [0x5a; 500 * 512]);
     assert!(copied[..7 * 512].iter().chain(&copied[507 * 512..]).all(|byte| *byte == 0));
 

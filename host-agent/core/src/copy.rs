@@ -28,7 +28,7 @@ const COPIES_MAX: u8 = CONCURRENT_COPIES_MAX;
 const COPY_PIECE_BYTES: u32 = 256 << 10;
 /// Bytes of [`COPY_ARENA`].
 pub const COPY_ARENA_BYTES: usize = COPIES_MAX as usize * COPY_PIECE_BYTES as usize;
-/// Statuses that are kept for RECEIVE COPY RESULTS; the oldest identifiers go first.
+/// Statuses that are kept for RECEIVE COPY RESULTS; a further one takes the place of another.
 const STATUSES_MAX: usize = 1024;
 
 /// 0D/01: THIRD PARTY DEVICE FAILURE, a copy target could not be read or written.
@@ -240,7 +240,9 @@ impl Copies {
     pub(crate) fn keep(&mut self, copy: &Copy, good: bool) {
         if let Some(list) = copy.list.filter(|_| copy.held) {
             if self.lists.len() >= STATUSES_MAX {
-                self.lists.pop_first();
+                let over = self.lists.iter().find(|(_, known)| matches!(known, Known::Over(_)));
+                let over = over.map(|(list, _)| *list);
+                over.and_then(|list| self.lists.remove(&list));
             }
             let progress = if good { CopyProgress::Completed } else { CopyProgress::Failed };
             self.lists.insert(list, Known::Over(copy.status(progress)));

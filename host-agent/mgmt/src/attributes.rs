@@ -42,6 +42,7 @@ pub struct DeviceAttribute {
 const ALL: &[Handler] = &Handler::ALL;
 const FILE_AND_BLOCK: &[Handler] = &[Handler::BlockIo, Handler::FileIo];
 const FILE: &[Handler] = &[Handler::FileIo];
+const BLOCK_AND_NULL: &[Handler] = &[Handler::BlockIo, Handler::NullIo];
 const NULL: &[Handler] = &[Handler::NullIo];
 
 macro_rules! flag {
@@ -125,14 +126,14 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
     DeviceAttribute {
         attribute: Attribute {
             name: "size",
-            meaning: "capacity in bytes, a multiple of blocksize; default 1 TiB",
+            meaning: "capacity in bytes, a multiple of blocksize; default: all of the block device, 1 TiB for nullio",
             store: |device, value| {
                 device.size_bytes = Some(capacity(number(value)?)?);
                 Ok(())
             },
             show: |device| device.size_bytes.map(|bytes| bytes.to_string()),
         },
-        handlers: NULL,
+        handlers: BLOCK_AND_NULL,
     },
     DeviceAttribute {
         attribute: Attribute {
@@ -146,7 +147,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
             // Never saved: `size` says the same, exactly.
             show: |_| None,
         },
-        handlers: NULL,
+        handlers: BLOCK_AND_NULL,
     },
     flag!("read_only", read_only, false, ALL, "1: writes are refused; default 0"),
     flag!(

@@ -113,7 +113,8 @@ pub struct Device {
     pub filename: Option<String>,
     /// Logical block size in bytes: a power of two, 512..=4096.
     pub block_bytes: u32,
-    /// Capacity of a nullio device in bytes, a multiple of the block size; `None` is the default capacity.
+    /// Capacity in bytes of a nullio device, or that is used of a block device; a multiple of the block size. `None` is
+    /// the default capacity, or all of it.
     pub size_bytes: Option<u64>,
     /// Writes are refused with WRITE PROTECTED.
     pub read_only: bool,
