@@ -116,6 +116,7 @@ shown() {
 }
 
 is_serving() {
+	$run/bin/lunar --api $run/api.sock show --json | grep -q '"connected": *true' || return 1
 	applied=$(shown applied_generation)
 	[ "${applied:-0}" != 0 ] && [ "$applied" = "$(shown configuration_generation)" ]
 }
