@@ -57,6 +57,11 @@ pub struct Options {
     /// Commands and task management functions in progress per poll group.
     #[arg(long, value_name = "COUNT", default_value_t = 4096)]
     pub slots: u32,
+    /// Longest information unit in bytes that an initiator may send; each slot has a buffer for one. Linux
+    /// sends up to 8276.
+    #[arg(long, value_name = "BYTES", default_value_t = GroupLimits::default().receive_bytes)]
+    #[arg(value_parser = clap::value_parser!(u32).range(64..=65535))]
+    pub srp_max_req_size: u32,
     /// Channels per poll group.
     #[arg(long, value_name = "COUNT", default_value_t = 256)]
     pub channels: u32,
@@ -80,6 +85,7 @@ impl Options {
     pub fn limits(&self) -> GroupLimits {
         GroupLimits {
             slots: self.slots,
+            receive_bytes: self.srp_max_req_size,
             channels: self.channels,
             card_arena_bytes: self.card_memory_mib << 20,
             nexus_share_bytes: self.nexus_memory_mib << 20,

@@ -46,10 +46,10 @@ mod ibverbs {
     use lunar_platform::HcaAttributes;
     use lunar_verbs_ibv::{Device, GroupPieces, HcaName, IbvListener, Ibverbs};
 
-    /// Send-queue entries a channel may ask for, outstanding RDMA READs, and bytes of a transfer: as
-    /// far as the device goes.
-    const SEND_QUEUE_DEPTH_MAX: u32 = 4096;
+    /// Outstanding RDMA READs of a channel, as far as the device goes. Initiators answer 4 (Linux) to 16
+    /// at a time; more would only wait in the send queue, and keep responses behind them from going out.
     const RDMA_READS_MAX: u32 = 16;
+    /// Bytes of a transfer, as far as the device goes.
     const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 
     /// Which RDMA hardware is used.
@@ -72,6 +72,10 @@ mod ibverbs {
         /// Poll groups without pinned cores; with --cores there is one for each core.
         #[arg(long, value_name = "COUNT", default_value_t = 1, conflicts_with = "cores")]
         groups: u16,
+        /// Entries of a channel's send queue at most, as far as the device goes. Where they do not
+        /// suffice for the target's request limit, initiators are granted fewer credits.
+        #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+        srp_sq_size: u32,
     }
 
     /// Opens the hardware and runs the card until SIGTERM, SIGINT, or the end of standard input where
@@ -110,7 +114,7 @@ mod ibverbs {
         let limits = options.limits();
         let wanted = HcaAttributes {
             queue_pairs_max: limits.channels,
-            send_queue_depth_max: SEND_QUEUE_DEPTH_MAX,
+            send_queue_depth_max: hardware.srp_sq_size,
             shared_receive_queue_depth: limits.slots,
             // As many as all channels can cause: a receive each slot, a send each place.
             completion_queue_depth: limits
