@@ -15,6 +15,8 @@ image=/tmp/lunar
 enabled=1
 luns=
 nulls=
+# What a scenario wants the card to be told besides.
+firmware_options=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -22,6 +24,7 @@ target_start() {
 	rm -f $image/*
 	# From memory they start at once, however large they are.
 	cp -r /out/bin $run/bin
+	PATH=$run/bin:$PATH
 	target_image 0 $target_size
 	configuration
 	keeper_start
@@ -102,7 +105,7 @@ agent_kill() {
 }
 
 firmware_start() {
-	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock
+	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock $firmware_options
 }
 
 firmware_kill() {
@@ -160,6 +163,10 @@ target_device_is_back() {
 		firmware_start
 	fi
 	wait_for 60 "the card serves again" is_serving
+}
+
+target_says_port() {
+	grep -q "an RDMA port is $1" /out/lunar-firmware.log
 }
 
 target_memory() {

@@ -1,10 +1,14 @@
-#: the RDMA device is taken away under load and comes back: nobody hangs, a new login works
+#: the link goes down and up; the RDMA device is taken away under load and comes back: nobody hangs, a new login works
 #: targets lio lunar
 #: limit 180
 # What blktests' srp/016 looks at.
 . /guest/initiator.sh
 
 target_start
+check "the link goes down" ip link set eth0 down
+wait_for 10 "the target noticed" target_says_port down
+check "the link comes up" ip link set eth0 up
+wait_for 10 "the target noticed" target_says_port up
 login
 disk
 fio --name=unplug --eta=never --thread --filename="$disk" --rw=randread --bs=4k --size=16m --iodepth=16 \

@@ -13,7 +13,7 @@ use lunar_platform::{
 };
 use lunar_verbs_ibv::{Device, IbvHca, IbvListener, IbvRegion};
 
-use crate::initiator::{Answer, DATA_AT, Initiator, RECEIVE_BYTES};
+use crate::rdma::{Answer, DATA_AT, Initiator, RECEIVE_BYTES};
 
 /// One test.
 pub type Test = fn(&Device, Ipv4Addr) -> anyhow::Result<()>;
