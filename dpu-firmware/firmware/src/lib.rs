@@ -31,6 +31,8 @@ pub struct Card<P: Platform> {
 
 /// One poll group's hardware.
 pub struct GroupHardware<P: Platform> {
+    /// Which of the card's HCAs it has a share of, counted from 0.
+    pub device: u16,
     /// Its share of the HCA.
     pub hca: P::Hca,
     /// Its DMA context.
@@ -187,7 +189,7 @@ pub fn run<P: Platform>(card: Card<P>, options: &Options, stop: &Stop) -> anyhow
                 .name(format!("lunar-group-{index}"))
                 .spawn(move || runner.run())?,
         );
-        links.push(link);
+        links.push(link.on_device(hardware.device));
         wakes.push(wake);
     }
     let link = AgentLink::new(introduction(count, options));

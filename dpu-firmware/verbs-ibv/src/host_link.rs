@@ -151,7 +151,7 @@ impl HostLink {
         let cq = CompletionQueue::new(device, depth, group.into())?;
         let channel = EventChannel::new(device.library)
             .map_err(device.failed("a channel of the connection manager (modprobe rdma_ucm)"))?;
-        let scratch = IbvRegion::claim(device, &keys, FLUSH_BYTES as usize)
+        let scratch = IbvRegion::claim(device, device, &keys, FLUSH_BYTES as usize)
             .map_err(device.failed("registered memory (ulimit -l)"))?;
         let epoll = watch(&[(channel.fd(), 0), (cq.fd(), 1)])
             .map_err(device.failed("an epoll instance"))?;
@@ -357,7 +357,7 @@ impl HostLink {
         known.holds(address, u64::from(length)).then_some(sys::ibv_sge {
             addr: address,
             length,
-            lkey: known.lkey,
+            lkey: known.dma_lkey,
         })
     }
 

@@ -15,8 +15,9 @@ image=/tmp/lunar
 enabled=1
 luns=
 nulls=
-# What a scenario wants the card to be told besides.
+# What a scenario wants card and keeper to be told besides.
 firmware_options=
+keeper_options=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -92,7 +93,7 @@ process_is_gone() {
 
 keeper_start() {
 	started lunar-arena --socket $run/keeper.sock --arena-bytes $((64 << 20)) \
-		--rdma rxe0 --rdma-listen $address:5557
+		--rdma rxe0 --rdma-listen $address:5557 $keeper_options
 }
 
 agent_start() {

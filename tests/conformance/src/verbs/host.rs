@@ -96,7 +96,7 @@ struct Card {
 
 impl Card {
     fn new(device: &Device) -> anyhow::Result<Self> {
-        let mut pieces = device.group(0, WANTED)?;
+        let mut pieces = device.group(0, WANTED, device)?;
         let region = pieces.memory.claim(BYTES)?;
         Ok(Self { pieces, region, completions: VecDeque::new() })
     }

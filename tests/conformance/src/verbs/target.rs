@@ -61,9 +61,9 @@ impl Rig {
     /// A group with 16 receives of 4 KiB posted at the region's first bytes.
     fn new(device: &Device, address: Ipv4Addr) -> anyhow::Result<Self> {
         let any = SocketAddr::new(address.into(), 0);
-        let listener = IbvListener::new(device, &[any])?;
+        let listener = IbvListener::new(std::slice::from_ref(device), &[any])?;
         let port = listener.port(0).context("no port")?;
-        let mut pieces = device.group(0, WANTED)?;
+        let mut pieces = device.group(0, WANTED, device)?;
         let region = pieces.memory.claim(DATA_AT + BYTES)?;
         let mut rig = Self {
             listener,
