@@ -3,13 +3,14 @@
 #: limit 240
 . /guest/initiator.sh
 
-# path DEVICE ADDRESS: logs in over it, and makes $path the disk. It is given up soon, so that the test is over soon.
+# path DEVICE ADDRESS: logs in over it, and makes $path the disk. It is given up soon, so that the test is over soon,
+# and not tried again: a request that goes out at the moment when rxe's link comes up is lost for minutes.
 path() {
 	srp=/sys/class/infiniband_srp/srp-$1-1
 	service=$2:5556
 	login tl_retry_count=2
 	echo 1 >/sys/class/srp_remote_ports/port-$host:1/fast_io_fail_tmo
-	echo 2 >/sys/class/srp_remote_ports/port-$host:1/reconnect_delay
+	echo 50 >/sys/class/srp_remote_ports/port-$host:1/reconnect_delay
 	disk
 	path=$(cat "/sys/block/${disk#/dev/}/dev")
 }
@@ -32,10 +33,10 @@ disk=/dev/mapper/many
 # Those of a path are dealt with.
 io_error='I/O error, dev dm-'
 file_system
-load 12
+load 10
 check "the second link goes down" ip link set dummy0 down
 wait_for 10 "the card says so" target_says_port down
-sleep 6
+sleep 4
 check "the second link comes up" ip link set dummy0 up
 wait_for 10 "the card says so" target_says_port up
 still_loaded
