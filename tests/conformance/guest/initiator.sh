@@ -62,6 +62,14 @@ disk() {
 	generic=/dev/$(generic_of "${1:-$host}" "${2:-0}")
 }
 
+# pieces NAME: transfers from and to buffers in pieces of several sizes with gaps between them, and from pages.
+pieces() {
+	for size in 512 1024 4096; do
+		check "pieces of $size bytes" discontiguous-io "$disk" $size 120
+	done
+	verified "$1" --filename="$disk" --rw=randwrite --bs=512k --size=8m --iodepth=4
+}
+
 # file_system: makes one on $disk and mounts it at /mnt.
 file_system() {
 	check "mkfs.ext4" mkfs.ext4 -q -F "$disk"
@@ -148,13 +156,11 @@ resources() {
 
 # same_resources BEFORE: in the end the device has what it had, and nothing more.
 same_resources() {
-	left=100
-	until [ "$(resources)" = "$1" ]; do
-		left=$((left - 1))
-		[ $left -gt 0 ] || fail "the RDMA device had $1, now $(resources)"
-		usleep 200000
-	done
-	report CHECK "the RDMA device has what it had: $1"
+	wait_for 20 "the RDMA device has what it had: $1" has_resources "$1"
+}
+
+has_resources() {
+	[ "$(resources)" = "$1" ]
 }
 
 # same_memory BEFORE: the target, where it can tell, has not grown beyond what it may keep to tell of the

@@ -113,6 +113,26 @@ firmware_kill() {
 	killed lunar-firmware
 }
 
+# killed_under_load KILL START: a process is killed and started again under load, twice; needs initiator.sh.
+killed_under_load() {
+	target_start
+	login
+	disk
+	file_system
+	load 40
+	for round in 1 2; do
+		still_loaded
+		$1
+		sleep 2
+		$2
+		sleep 14
+	done
+	load_is_over
+	file_system_is_clean
+	logout
+	target_stop
+}
+
 # shown FIELD: of what the agent says of the card.
 shown() {
 	$run/bin/lunar --api $run/api.sock show --json | tr ',{}' '\n' |
