@@ -59,8 +59,9 @@ impl IbvListener {
         Ok(Self { devices, when_removed: None, ids, channel })
     }
 
-    /// Has `call` called with the name of the first device that is removed. Its poll groups see `CmEvent::DeviceFatal`; nothing of
-    /// the device can be used again, and a device of the same name must be opened anew.
+    /// Has `call` called with the name of the first device that is removed. Its poll groups see
+    /// `CmEvent::DeviceFatal`; nothing of the device can be used again, and a device of the same name must be
+    /// opened anew.
     pub fn when_removed(&mut self, call: impl FnOnce(&HcaName) + Send + 'static) {
         self.when_removed = Some(Box::new(call));
     }

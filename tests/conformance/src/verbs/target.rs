@@ -143,7 +143,10 @@ impl Rig {
 
     fn turn(&mut self) {
         while let Some(event) = self.hca.poll_cm() {
-            self.events.push_back(event);
+            // A port comes up when it likes, as soon as the machine has started.
+            if event != CmEvent::PortUp {
+                self.events.push_back(event);
+            }
         }
         let mut out = [WorkCompletion::EMPTY; 4];
         let count = self.hca.poll(&mut out);
