@@ -102,6 +102,7 @@ fn card(
     let mut groups = Vec::with_capacity(offer.hints.len());
     for lines in offer.hints {
         groups.push(GroupHardware {
+            device: 0,
             hca: device.group(attributes, space.clone())?,
             dma: EmulatedDma::new(
                 space.clone(),

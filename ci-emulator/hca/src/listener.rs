@@ -160,6 +160,7 @@ impl Listener for EmulatedListener {
                     connection: EmulatedConnection(Some(pending)),
                     private_data,
                     peer: PeerAddress::new(&peer),
+                    device: 0,
                 });
             }
         }

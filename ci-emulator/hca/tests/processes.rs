@@ -115,7 +115,7 @@ fn accept<L>(listener: &mut L, hca: &mut EmulatedHca) -> (QpHandle, RemoteKey)
 where
     L: Listener<Connection = lunar_hca::EmulatedConnection>,
 {
-    let ConnectRequest { connection, private_data, peer } = loop {
+    let ConnectRequest { connection, private_data, peer, .. } = loop {
         match listener.poll() {
             Some(request) => break request,
             None => sleep(listener.event_fd().unwrap()),

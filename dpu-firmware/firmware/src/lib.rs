@@ -31,6 +31,8 @@ pub struct Card<P: Platform> {
 
 /// One poll group's hardware.
 pub struct GroupHardware<P: Platform> {
+    /// Which of the card's HCAs it has a share of, counted from 0.
+    pub device: u16,
     /// Its share of the HCA.
     pub hca: P::Hca,
     /// Its DMA context.
@@ -57,6 +59,11 @@ pub struct Options {
     /// Commands and task management functions in progress per poll group.
     #[arg(long, value_name = "COUNT", default_value_t = 4096)]
     pub slots: u32,
+    /// Longest information unit in bytes that an initiator may send; each slot has a buffer for one. Linux
+    /// sends up to 8276.
+    #[arg(long, value_name = "BYTES", default_value_t = GroupLimits::default().receive_bytes)]
+    #[arg(value_parser = clap::value_parser!(u32).range(64..=65535))]
+    pub srp_max_req_size: u32,
     /// Channels per poll group.
     #[arg(long, value_name = "COUNT", default_value_t = 256)]
     pub channels: u32,
@@ -80,6 +87,7 @@ impl Options {
     pub fn limits(&self) -> GroupLimits {
         GroupLimits {
             slots: self.slots,
+            receive_bytes: self.srp_max_req_size,
             channels: self.channels,
             card_arena_bytes: self.card_memory_mib << 20,
             nexus_share_bytes: self.nexus_memory_mib << 20,
@@ -181,7 +189,7 @@ pub fn run<P: Platform>(card: Card<P>, options: &Options, stop: &Stop) -> anyhow
                 .name(format!("lunar-group-{index}"))
                 .spawn(move || runner.run())?,
         );
-        links.push(link);
+        links.push(link.on_device(hardware.device));
         wakes.push(wake);
     }
     let link = AgentLink::new(introduction(count, options));

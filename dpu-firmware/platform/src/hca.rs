@@ -238,6 +238,8 @@ pub struct ConnectRequest<C> {
     pub private_data: PrivateData,
     /// Who asks.
     pub peer: PeerAddress,
+    /// Which of the card's HCAs it came in on, counted from 0: only a poll group of that one can accept.
+    pub device: u16,
 }
 
 /// What the connection manager or the device reports to a poll group.

@@ -341,8 +341,8 @@ impl LoginReject {
             ),
             Self::IuTooLarge => write!(
                 f,
-                "it wants to send IUs of up to {} bytes, but receive buffers hold {}; lower \
-                 cmd_sg_entries at the initiator or raise the target's maximum request size",
+                "it asked for IUs of {} bytes; the limit is {}: lower cmd_sg_entries at the initiator, or \
+                 raise srp_max_req_size of the card",
                 request.it_iu_bytes, policy.it_iu_bytes_max
             ),
             Self::CannotAssociate => write!(

@@ -91,7 +91,7 @@ fn login_is_decided_in_order_and_explained() {
     let elsewhere = LoginRequest { target_port: wrong_port, ..request() };
     let immediate_only = LoginRequest { formats: 0x0008, ..request() };
     for (request, policy, reject, words) in [
-        (bad, closed, R::IuTooLarge, ["5000 bytes", "hold 4400", "lower cmd_sg_entries"]),
+        (bad, closed, R::IuTooLarge, ["5000 bytes", "limit is 4400", "lower cmd_sg_entries"]),
         (small, policy(), R::IuTooLarge, ["63 bytes", "needs 64", "raise"]),
         (elsewhere, closed, R::CannotEstablish, ["0x3333", "is disabled", "enable it"]),
         (

@@ -2,11 +2,11 @@
 //! chooses their group, hands out configurations, and runs the gates. It lives on the control core,
 //! talks to the groups only by messages, and is on no command's way.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use lunar_platform::{ConnectRequest, Listener, Platform};
-use lunar_srp::login::{self, LoginReject, PortId};
+use lunar_srp::login::{self, LoginReject, LoginRequest, PortId};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::configuration::Configuration;
@@ -22,19 +22,28 @@ const MAILBOX: usize = 256;
 pub fn mailbox<P: Platform>() -> (GroupLink<P>, Consumer<ToGroup<P>>, Producer<FromGroup>) {
     let (to_group, inbox) = RingBuffer::new(MAILBOX);
     let (outbox, from_group) = RingBuffer::new(MAILBOX);
-    (GroupLink { to_group, from_group, backlog: VecDeque::new(), sent: false }, inbox, outbox)
+    let link = GroupLink { to_group, from_group, device: 0, backlog: VecDeque::new(), sent: false };
+    (link, inbox, outbox)
 }
 
 /// The coordinator's ends of one group's queues.
 pub struct GroupLink<P: Platform> {
     to_group: Producer<ToGroup<P>>,
     from_group: Consumer<FromGroup>,
+    /// Which of the card's HCAs the group has a share of.
+    device: u16,
     backlog: VecDeque<ToGroup<P>>,
     /// Something was sent since the owner last asked.
     sent: bool,
 }
 
 impl<P: Platform> GroupLink<P> {
+    /// The link of a group that has a share of another HCA than the first.
+    #[must_use]
+    pub fn on_device(self, device: u16) -> Self {
+        Self { device, ..self }
+    }
+
     fn send(&mut self, message: ToGroup<P>) {
         self.backlog.push_back(message);
         self.flush();
@@ -109,6 +118,8 @@ pub struct Coordinator<P: Platform> {
     releasing: usize,
     statistics: Vec<GroupStatistics>,
     reports: VecDeque<Report>,
+    /// Nexuses by initiator port and target (handle): their names, and the groups that they live on.
+    homes: BTreeMap<(PortId, u32), (u32, usize)>,
 }
 
 impl<P: Platform> Coordinator<P> {
@@ -126,6 +137,7 @@ impl<P: Platform> Coordinator<P> {
             releasing: 0,
             statistics: Vec::new(),
             reports: VecDeque::new(),
+            homes: BTreeMap::new(),
         }
     }
 
@@ -238,7 +250,7 @@ impl<P: Platform> Coordinator<P> {
     }
 
     fn on_connect(&mut self, request: ConnectRequest<P::Connection>) {
-        let ConnectRequest { connection, private_data, peer } = request;
+        let ConnectRequest { connection, private_data, peer, device } = request;
         let bytes = private_data.as_bytes();
         let login = match login::parse(bytes) {
             Ok(login) => login,
@@ -271,9 +283,43 @@ impl<P: Platform> Coordinator<P> {
             }));
             return;
         }
-        let group = group_of(&login.initiator_port, &login.target_port, self.groups.len());
-        if let Some(link) = self.groups.get_mut(group) {
+        if let Some(nexus) = self.elsewhere(&login, target.map(|target| target.handle), device) {
+            // One nexus lives on one group. It goes, and the initiator's next try finds it gone.
+            self.close_nexus(nexus);
+            let reason = LoginReject::CannotEstablish;
+            self.refuse(connection, login.tag, reason);
+            let text = format!(
+                "login of initiator port {} refused: it is logged in over another HCA of the card, where its \
+                 channels are closed now; let it retry",
+                login.initiator_port
+            );
+            let initiator = Some(login.initiator_port);
+            let event = Event::Rejected { peer, initiator, reason, text };
+            return self.reports.push_back(Report::Event(event));
+        }
+        let count = self.groups.iter().filter(|link| link.device == device).count();
+        let chosen = group_of(&login.initiator_port, &login.target_port, count);
+        if let Some(link) = self.groups.iter_mut().filter(|link| link.device == device).nth(chosen)
+        {
             link.send(ToGroup::Login { connection, request: login, peer });
+        }
+    }
+
+    /// The nexus that `login` is about, where it lives on a group of another HCA than `device`.
+    fn elsewhere(&self, login: &LoginRequest, target: Option<u32>, device: u16) -> Option<u32> {
+        let ports = (login.initiator_port, target?);
+        let (nexus, group) = self.homes.get(&ports)?;
+        self.groups.get(*group).is_some_and(|link| link.device != device).then_some(*nexus)
+    }
+
+    /// Remembers where nexuses live.
+    fn follow(&mut self, group: usize, event: &Event) {
+        match event {
+            Event::Login { nexus, initiator, target, .. } => {
+                self.homes.insert((*initiator, *target), (*nexus, group));
+            }
+            Event::Logout { nexus } => self.homes.retain(|_, (known, _)| known != nexus),
+            _ => {}
         }
     }
 
@@ -300,7 +346,10 @@ impl<P: Platform> Coordinator<P> {
                 self.start_gates();
             }
             FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
-            FromGroup::Event(event) => self.reports.push_back(Report::Event(event)),
+            FromGroup::Event(event) => {
+                self.follow(group, &event);
+                self.reports.push_back(Report::Event(event));
+            }
             FromGroup::Statistics(statistics) => {
                 self.statistics.push(*statistics);
                 if self.statistics.len() >= self.groups.len() {

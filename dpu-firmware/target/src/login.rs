@@ -11,7 +11,7 @@ use lunar_srp::login::{
     PortId,
 };
 
-use crate::channel::{Channel, DATA_ROOM, MANAGEMENT_RESERVE};
+use crate::channel::{Channel, MANAGEMENT_RESERVE, SendQueueShares};
 use crate::configuration::{Lun, Target, luns_for};
 use crate::fifo::NONE;
 use crate::message::{CloseReason, Event, FromGroup};
@@ -146,18 +146,20 @@ impl<P: Platform> PollGroup<P> {
         {
             return self.reject(connection, &request, peer, LoginReject::ChannelLimit);
         }
-        if !self.has_room_for(target) {
-            return self.reject(connection, &request, peer, LoginReject::InsufficientResources);
-        }
         let attributes = self.kit.hca.attributes();
+        let shares = SendQueueShares::new(target.request_limit, attributes.send_queue_depth_max);
+        let Some(shares) = shares.filter(|shares| self.has_room_for(*shares)) else {
+            return self.reject(connection, &request, peer, LoginReject::InsufficientResources);
+        };
+        let request_limit = shares.request_limit;
         let parameters = QpParameters {
-            send_queue_depth: Channel::send_queue_depth(target.request_limit),
+            send_queue_depth: shares.depth(),
             rdma_reads: attributes.rdma_reads_max,
         };
         let immediate_offset = login::immediate_granted(&request);
         let response = LoginResponse {
             tag: request.tag,
-            request_limit: i32::try_from(target.request_limit).unwrap_or(i32::MAX),
+            request_limit: i32::try_from(request_limit).unwrap_or(i32::MAX),
             it_iu_bytes_max: request.it_iu_bytes,
             ti_iu_bytes_max: u32::try_from(lunar_srp::iu::RESPONSE_BYTES_MAX).unwrap_or(0),
             formats: FORMATS,
@@ -187,16 +189,17 @@ impl<P: Platform> PollGroup<P> {
             None => self.new_nexus(&request, target, peer),
         };
         self.nexuses[nexus as usize].channels += 1;
-        self.slots_promised += target.request_limit + MANAGEMENT_RESERVE;
+        self.slots_promised += request_limit + MANAGEMENT_RESERVE;
         self.send_depths += parameters.send_queue_depth;
         self.kit.counters.logins += 1;
         self.channels[qp.index as usize] = Channel {
             qp,
             state: ChannelState::Connecting,
             nexus,
-            credit: Credit::new(target.request_limit),
-            slots_max: target.request_limit + MANAGEMENT_RESERVE,
-            data_room: DATA_ROOM,
+            credit: Credit::new(request_limit),
+            slots_max: request_limit + MANAGEMENT_RESERVE,
+            send_queue_depth: parameters.send_queue_depth,
+            data_room: shares.data_room,
             read_room: parameters.rdma_reads,
             it_iu_bytes_max: request.it_iu_bytes,
             immediate_offset,
@@ -204,18 +207,16 @@ impl<P: Platform> PollGroup<P> {
         };
     }
 
-    /// Whether the sums of DESIGN section 4 still hold with one more channel of `target`.
-    fn has_room_for(&self, target: &Target) -> bool {
+    /// Whether the sums of DESIGN section 4 still hold with one more channel of these shares.
+    fn has_room_for(&self, shares: SendQueueShares) -> bool {
         let attributes = self.kit.hca.attributes();
         // Granted credits + task management reserve <= slots (and SRQ buffers, which are as many).
-        let slots = self.slots_promised + target.request_limit + MANAGEMENT_RESERVE;
+        let slots = self.slots_promised + shares.request_limit + MANAGEMENT_RESERVE;
         // Possible completions: every receive, and every place of every send queue (a flushed queue
         // reports all of them).
-        let completions =
-            self.limits.slots + self.send_depths + Channel::send_queue_depth(target.request_limit);
+        let completions = self.limits.slots + self.send_depths + shares.depth();
         slots <= self.limits.slots
             && completions <= attributes.completion_queue_depth
-            && Channel::send_queue_depth(target.request_limit) <= attributes.send_queue_depth_max
             && self.channels.iter().any(|channel| !channel.is_in_use())
     }
 
@@ -370,12 +371,12 @@ impl<P: Platform> PollGroup<P> {
         if !entry.is_in_use() || entry.is_open() || !entry.drained || entry.slots != 0 {
             return;
         }
-        let limit = entry.slots_max - MANAGEMENT_RESERVE;
         let (qp, nexus, slots) = (entry.qp, entry.nexus, entry.slots_max);
+        let send_queue_depth = entry.send_queue_depth;
         *entry = Channel::vacant();
         self.kit.hca.destroy(qp);
         self.slots_promised -= slots;
-        self.send_depths -= Channel::send_queue_depth(limit);
+        self.send_depths -= send_queue_depth;
         let nexus = &mut self.nexuses[nexus as usize];
         nexus.channels -= 1;
         if nexus.channels == 0 {

@@ -64,6 +64,7 @@ fn poll_group(group: &GroupStatistics) -> PollGroupStatistics {
         doorbells: counters.doorbells,
         channels: group.nexuses.iter().map(|nexus| nexus.channels).sum(),
         completion_errors: counters.stale_completions,
+        credit_overruns: counters.credit_overruns,
     }
 }
 

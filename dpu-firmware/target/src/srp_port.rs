@@ -1,6 +1,6 @@
 //! The SRP side of a task: receives, data phases by RDMA, and responses.
 //!
-//! Room on a channel's send queue is a sum (see `Channel::send_queue_depth`): the response of every
+//! Room on a channel's send queue is a sum (see `SendQueueShares`): the response of every
 //! slot has its place from the moment the slot is claimed, so an accepted command can always be
 //! answered; only data phases wait.
 

@@ -13,7 +13,7 @@ use lunar_verbs_ibv_sys as sys;
 use crate::device::DeviceState;
 use crate::error::{OpenError, checked_errno, checked_pointer};
 
-/// Completions taken with one plain poll.
+/// Completions taken with one poll.
 const BATCH: usize = 32;
 
 /// A completion as the device reports it.
@@ -229,6 +229,23 @@ impl CompletionQueue {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: open until `drop`.
         unsafe { BorrowedFd::borrow_raw((*self.channel).fd) }
+    }
+}
+
+/// Takes every completion from the queue that `queue` names in its owner, and has the owner deal with each.
+#[inline]
+pub(crate) fn take_all<T>(
+    owner: &mut T,
+    queue: impl Fn(&mut T) -> &mut CompletionQueue,
+    complete: impl Fn(&mut T, &RawCompletion),
+) {
+    let mut raw = [RawCompletion::EMPTY; BATCH];
+    loop {
+        let count = queue(owner).poll(&mut raw);
+        raw[..count].iter().for_each(|raw| complete(owner, raw));
+        if count < raw.len() {
+            return;
+        }
     }
 }
 

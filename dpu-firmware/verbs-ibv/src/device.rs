@@ -261,6 +261,7 @@ impl DeviceState {
                 }
                 event.assume_init()
             };
+            self.log_port(&event);
             let told = self.translate(&event);
             let mut event = event;
             // SAFETY: the event came from the library, which waits for this before it destroys what
@@ -274,6 +275,21 @@ impl DeviceState {
                 }
                 None => false,
             });
+        }
+    }
+
+    /// Says when a port goes down or comes up, of those in use.
+    fn log_port(&self, event: &sys::ibv_async_event) {
+        // SAFETY: these two events have a port's number.
+        let number = || unsafe { event.element.port_num };
+        let name = || format!("{}:{}", self.name.device, number());
+        match self.translate(event) {
+            Some(DeviceEvent::PortDown) => tracing::warn!(
+                port = name(),
+                "an RDMA port is down: initiators that reach the card through it do not until it is up"
+            ),
+            Some(DeviceEvent::PortUp) => tracing::info!(port = name(), "an RDMA port is up"),
+            _ => {}
         }
     }
 

@@ -164,18 +164,29 @@ pub struct GroupPieces {
 }
 
 impl Device {
-    /// Makes what poll group number `index` needs. `wanted` is brought down to what the device has.
+    /// Makes what poll group number `index` needs: a share of this device for initiators, and a way into the
+    /// host's memory over `dma_device`, which may be the same. `wanted` is brought down to what the device has.
     ///
     /// # Errors
     /// When the device gives no queue of these sizes.
-    pub fn group(&self, index: u16, wanted: HcaAttributes) -> Result<GroupPieces, OpenError> {
+    pub fn group(
+        &self,
+        index: u16,
+        wanted: HcaAttributes,
+        dma_device: &Device,
+    ) -> Result<GroupPieces, OpenError> {
         let keys = Arc::new(Keys::default());
         let imports = Arc::new(Imports::default());
-        let device = &self.0;
+        let (device, dma_device) = (&self.0, &dma_device.0);
         Ok(GroupPieces {
             hca: IbvHca::new(device, index, wanted, Arc::clone(&keys))?,
-            dma: HostLink::new(device, index, Arc::clone(&keys), Arc::clone(&imports))?,
-            memory: IbvMemory { device: Arc::clone(device), keys, imports },
+            dma: HostLink::new(dma_device, index, Arc::clone(&keys), Arc::clone(&imports))?,
+            memory: IbvMemory {
+                device: Arc::clone(device),
+                dma_device: Arc::clone(dma_device),
+                keys,
+                imports,
+            },
         })
     }
 }

@@ -23,8 +23,8 @@ use lunar_platform::{
 };
 use lunar_verbs_ibv_sys as sys;
 
-use crate::completion_queue::{CompletionQueue, RawCompletion};
-use crate::connection::{CmId, Event, EventChannel, QpWishes, Reads};
+use crate::completion_queue::{CompletionQueue, RawCompletion, take_all};
+use crate::connection::{CmId, Event, EventChannel, MadeQp, QpWishes, Reads};
 use crate::device::DeviceState;
 use crate::error::OpenError;
 use crate::export_blob::{ExportBlob, Hello, Secret};
@@ -151,7 +151,7 @@ impl HostLink {
         let cq = CompletionQueue::new(device, depth, group.into())?;
         let channel = EventChannel::new(device.library)
             .map_err(device.failed("a channel of the connection manager (modprobe rdma_ucm)"))?;
-        let scratch = IbvRegion::claim(device, &keys, FLUSH_BYTES as usize)
+        let scratch = IbvRegion::claim(device, device, &keys, FLUSH_BYTES as usize)
             .map_err(device.failed("registered memory (ulimit -l)"))?;
         let epoll = watch(&[(channel.fd(), 0), (cq.fd(), 1)])
             .map_err(device.failed("an epoll instance"))?;
@@ -294,19 +294,9 @@ impl HostLink {
         let (Some(id), Some((_, secret))) = (self.id.as_ref(), self.endpoint()) else {
             return Ok(());
         };
-        let wishes = QpWishes {
-            send_cq: self.cq.raw(),
-            receive_cq: self.cq.raw(),
-            srq: ptr::null_mut(),
-            send_depth: CAPACITY as u32 + HINTS_MAX,
-            receive_depth: HINTS_MAX,
-            inline_bytes: 0,
-        };
-        let made = id.create_qp(&self.device, &wishes)?;
+        let depths = (CAPACITY as u32 + HINTS_MAX, HINTS_MAX);
+        let made = create_qp(id, &self.device, &self.cq, depths, HINT_RECEIVED)?;
         (self.qp, self.qp_number) = (made.qp, made.number);
-        for _ in 0..HINTS_MAX {
-            post_hint_receive(self.qp, HINT_RECEIVED)?;
-        }
         let attributes = &self.device.attributes;
         let wanted = Reads { initiator: u8::MAX, responder: 0 };
         let reads = Reads::agree(READS_MAX, wanted, attributes);
@@ -357,7 +347,7 @@ impl HostLink {
         known.holds(address, u64::from(length)).then_some(sys::ibv_sge {
             addr: address,
             length,
-            lkey: known.lkey,
+            lkey: known.dma_lkey,
         })
     }
 
@@ -378,16 +368,7 @@ impl HostLink {
 
     #[inline]
     fn take_completions(&mut self) {
-        let mut raw = [RawCompletion::EMPTY; 32];
-        loop {
-            let count = self.cq.poll(&mut raw);
-            for raw in &raw[..count] {
-                self.complete(raw);
-            }
-            if count < raw.len() {
-                return;
-            }
-        }
+        take_all(self, |link| &mut link.cq, Self::complete);
     }
 
     fn complete(&mut self, raw: &RawCompletion) {
@@ -434,6 +415,28 @@ fn outcome(status: CompletionStatus) -> Result<(), DmaError> {
         | CompletionStatus::RemoteAccess => Err(DmaError::Protection),
         _ => Err(DmaError::Gone),
     }
+}
+
+/// Makes the queue pair of a connection between card and host, with so many places for sends and for hints; the
+/// receives for these are posted under `wr_id`.
+pub(crate) fn create_qp(
+    id: &CmId,
+    device: &Arc<DeviceState>,
+    cq: &CompletionQueue,
+    (send_depth, receive_depth): (u32, u32),
+    wr_id: u64,
+) -> std::io::Result<MadeQp> {
+    let wishes = QpWishes {
+        send_cq: cq.raw(),
+        receive_cq: cq.raw(),
+        srq: ptr::null_mut(),
+        send_depth,
+        receive_depth,
+        inline_bytes: 0,
+    };
+    let made = id.create_qp(device, &wishes)?;
+    (0..receive_depth).try_for_each(|_| post_hint_receive(made.qp, wr_id))?;
+    Ok(made)
 }
 
 /// Posts a receive for a message of no bytes.

@@ -17,13 +17,13 @@ use lunar_verbs_ibv_sys as sys;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::completion_queue::{CompletionQueue, RawCompletion};
-use crate::connection::{CmId, Event, EventChannel, QpWishes, Reads};
+use crate::completion_queue::{CompletionQueue, RawCompletion, take_all};
+use crate::connection::{CmId, Event, EventChannel, Reads};
 use crate::device::{Device, DeviceState};
 use crate::error::OpenError;
 use crate::export_blob::{ExportBlob, Hello, Secret};
 use crate::group::{token, watch};
-use crate::host_link::post_hint_receive;
+use crate::host_link::{create_qp, post_hint_receive};
 use crate::memory::Registration;
 
 /// Receives for the card's hints, and hints to the card on their way, per connection.
@@ -365,19 +365,8 @@ impl HostMemory {
         if id.verbs() != self.device.context {
             return Err(refuse("the arenas are not registered with this RDMA device"));
         }
-        let wishes = QpWishes {
-            send_cq: self.cq.raw(),
-            receive_cq: self.cq.raw(),
-            srq: ptr::null_mut(),
-            send_depth: HINTS,
-            receive_depth: HINTS,
-            inline_bytes: 0,
-        };
-        let no_room = "the host's RDMA device has no room for another connection";
-        let made = id.create_qp(&self.device, &wishes).map_err(|_| refuse(no_room))?;
-        for _ in 0..HINTS {
-            post_hint_receive(made.qp, hello.group.into()).map_err(|_| refuse(no_room))?;
-        }
+        let made = create_qp(&id, &self.device, &self.cq, (HINTS, HINTS), hello.group.into())
+            .map_err(|_| refuse("the host's RDMA device has no room for another connection"))?;
         let asked =
             Reads { initiator: event.initiator_depth, responder: event.responder_resources };
         let reads = Reads::agree(0, asked, &self.device.attributes);
@@ -392,16 +381,7 @@ impl HostMemory {
     }
 
     fn take_completions(&mut self) {
-        let mut raw = [RawCompletion::EMPTY; 32];
-        loop {
-            let count = self.cq.poll(&mut raw);
-            for raw in &raw[..count] {
-                self.complete(raw);
-            }
-            if count < raw.len() {
-                return;
-            }
-        }
+        take_all(self, |memory| &mut memory.cq, Self::complete);
     }
 
     fn complete(&mut self, raw: &RawCompletion) {

@@ -19,6 +19,7 @@ struct Entry {
     /// 0: vacant.
     key: AtomicU32,
     lkey: AtomicU32,
+    dma_lkey: AtomicU32,
     first: AtomicU64,
     bytes: AtomicU64,
 }
@@ -27,6 +28,8 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Registered {
     pub(crate) lkey: u32,
+    /// The lkey at the device of the DMA context, which may be another one.
+    pub(crate) dma_lkey: u32,
     first: u64,
     bytes: u64,
 }
@@ -80,6 +83,7 @@ impl Reading<'_> {
         // SeqCst orders this load behind the announcement in `read`, as `remove` needs.
         (key.0 != 0 && entry.key.load(Ordering::SeqCst) == key.0).then(|| Registered {
             lkey: entry.lkey.load(Ordering::Relaxed),
+            dma_lkey: entry.dma_lkey.load(Ordering::Relaxed),
             first: entry.first.load(Ordering::Relaxed),
             bytes: entry.bytes.load(Ordering::Relaxed),
         })
@@ -94,8 +98,14 @@ impl Keys {
         Reading(self)
     }
 
-    /// Names a region; `None` when [`KEYS_MAX`] are named.
-    pub(crate) fn insert(&self, lkey: u32, first: u64, bytes: u64) -> Option<LocalKey> {
+    /// Names a region with its keys at the HCA and at the device of the DMA context; `None` when
+    /// [`KEYS_MAX`] are named.
+    pub(crate) fn insert(
+        &self,
+        (lkey, dma_lkey): (u32, u32),
+        first: u64,
+        bytes: u64,
+    ) -> Option<LocalKey> {
         let mut generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
         let vacant = |entry: &Entry| entry.key.load(Ordering::Relaxed) == 0;
         let index = self.entries.iter().position(vacant)?;
@@ -105,6 +115,7 @@ impl Keys {
         *generation = (*generation).max(1);
         let entry = &self.entries[index];
         entry.lkey.store(lkey, Ordering::Relaxed);
+        entry.dma_lkey.store(dma_lkey, Ordering::Relaxed);
         entry.first.store(first, Ordering::Relaxed);
         entry.bytes.store(bytes, Ordering::Relaxed);
         entry.key.store(key, Ordering::SeqCst);
@@ -133,15 +144,15 @@ mod tests {
     #[test]
     fn a_key_names_its_region_until_it_is_over() {
         let keys = Keys::default();
-        let first = keys.insert(77, 0x1000, 0x100).unwrap();
+        let first = keys.insert((77, 7), 0x1000, 0x100).unwrap();
         let known = keys.read().get(first).unwrap();
-        assert_eq!(known.lkey, 77);
+        assert_eq!((known.lkey, known.dma_lkey), (77, 7));
         assert!(known.holds(0x1000, 0x100) && known.holds(0x10ff, 1) && known.holds(0x1100, 0));
         assert!(!known.holds(0x1000, 0x101) && !known.holds(0xfff, 1));
         assert!(!known.holds(u64::MAX, 1) && !known.holds(0x1001, u64::MAX));
         keys.remove(first);
         assert_eq!(keys.read().get(first), None);
-        let second = keys.insert(78, 0x1000, 0x100).unwrap();
+        let second = keys.insert((78, 8), 0x1000, 0x100).unwrap();
         assert_ne!(first, second);
         assert_eq!(keys.read().get(first), None);
         keys.remove(first);
@@ -151,10 +162,10 @@ mod tests {
     #[test]
     fn keys_run_out_and_come_back() {
         let keys = Keys::default();
-        let all: Vec<_> = (0..KEYS_MAX).map(|_| keys.insert(1, 0, 1).unwrap()).collect();
-        assert_eq!(keys.insert(1, 0, 1), None);
+        let all: Vec<_> = (0..KEYS_MAX).map(|_| keys.insert((1, 1), 0, 1).unwrap()).collect();
+        assert_eq!(keys.insert((1, 1), 0, 1), None);
         keys.remove(all[40]);
-        let again = keys.insert(1, 0, 1).unwrap();
+        let again = keys.insert((1, 1), 0, 1).unwrap();
         assert!(all.iter().all(|key| *key != again));
     }
 

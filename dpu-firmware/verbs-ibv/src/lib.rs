@@ -4,7 +4,7 @@
 //! The libraries are opened at the first use ([`Device::open`]), so a program that has this crate in
 //! it starts everywhere, and says what is missing where rdma-core is not installed.
 //!
-//! One [`Device`] and its ports serve a card. What each poll group gets ([`Device::group`]) is shared
+//! One [`Device`] or several, with their ports, serve a card. What each poll group gets ([`Device::group`]) is shared
 //! with no other one: a CQ, an SRQ, an event channel of the connection manager, and a connection to
 //! the host's memory. Asynchronous events of the device are told to every group by whichever looks
 //! first.

@@ -137,15 +137,18 @@ impl Drop for Registration {
 pub struct IbvRegion {
     key: LocalKey,
     keys: Arc<Keys>,
-    /// Before the mapping: the device must let go first.
-    _registration: Registration,
+    /// Before the mapping: the devices must let go first. The second where the DMA context has a device of
+    /// its own.
+    _registrations: (Registration, Option<Registration>),
     mapping: Mapping,
 }
 
 impl IbvRegion {
-    /// Claims and registers `bytes` with the right of local writes.
+    /// Claims `bytes` and registers them, with the right of local writes, with the HCA and with the device of
+    /// the DMA context.
     pub(crate) fn claim(
         device: &Arc<DeviceState>,
+        dma_device: &Arc<DeviceState>,
         keys: &Arc<Keys>,
         bytes: usize,
     ) -> io::Result<Self> {
@@ -154,10 +157,18 @@ impl IbvRegion {
         // SAFETY: the region drops its registration before its mapping, and its memory is for the
         // device to write.
         let registration = unsafe { Registration::new(device, first, bytes.max(1), access) }?;
+        let other = !Arc::ptr_eq(device, dma_device);
+        // SAFETY: as above.
+        let of_dma = other
+            .then(|| unsafe { Registration::new(dma_device, first, bytes.max(1), access) })
+            .transpose()?;
+        let lkey = registration.lkey();
+        let lkeys = (lkey, of_dma.as_ref().map_or(lkey, Registration::lkey));
         let key = keys
-            .insert(registration.lkey(), first as u64, bytes as u64)
+            .insert(lkeys, first as u64, bytes as u64)
             .ok_or_else(|| io::Error::other("too many regions are registered"))?;
-        Ok(Self { key, keys: Arc::clone(keys), _registration: registration, mapping })
+        let registrations = (registration, of_dma);
+        Ok(Self { key, keys: Arc::clone(keys), _registrations: registrations, mapping })
     }
 }
 
@@ -208,6 +219,7 @@ impl Region for IbvRegion {
 #[derive(Debug)]
 pub struct IbvMemory {
     pub(crate) device: Arc<DeviceState>,
+    pub(crate) dma_device: Arc<DeviceState>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) imports: Arc<Imports>,
 }
@@ -216,7 +228,7 @@ impl Memory for IbvMemory {
     type Region = IbvRegion;
 
     fn claim(&mut self, length_bytes: usize) -> Result<IbvRegion, MemoryError> {
-        IbvRegion::claim(&self.device, &self.keys, length_bytes).map_err(|error| {
+        IbvRegion::claim(&self.device, &self.dma_device, &self.keys, length_bytes).map_err(|error| {
             tracing::error!(
                 bytes = length_bytes,
                 %error,

@@ -266,6 +266,7 @@ impl Engine {
                 }
             }
             ToEngine::CardLost { .. } => {}
+            ToEngine::Exported(offer) => self.core.exported(arenas(&offer)),
             ToEngine::Ask(Question::Health(answer)) => {
                 // Whoever asked may be gone by now.
                 let _ = answer.send(self.health());

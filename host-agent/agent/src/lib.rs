@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use crate::engine::{Engine, Parts};
 use crate::epoch::Notes;
-use crate::line::ToEngine;
+use crate::line::{EngineLine, ToEngine};
 
 /// How long a keeper that is being started beside the agent may take to answer.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         () = parent_gone(options.exit_with_parent) => None,
-        gone = keeper_gone(keeper) => Some(gone),
+        gone = keeper_gone(keeper, &engine_line) => Some(gone),
         _ = &mut engine_end => Some(anyhow::anyhow!("the engine ended; the log says why")),
     };
     // The engine says goodbye to the card, and then drops its end of the control channel, which ends that task.
@@ -156,8 +156,8 @@ fn read_configuration(options: &Options) -> anyhow::Result<lunar_mgmt::Tree> {
     Ok(tree)
 }
 
-/// Comes back when the keeper is gone, with what that means.
-async fn keeper_gone(mut keeper: lunar_keeper::Client) -> anyhow::Error {
+/// Comes back when the keeper is gone, with what that means. Until then the engine learns what is exported anew.
+async fn keeper_gone(mut keeper: lunar_keeper::Client, engine: &EngineLine) -> anyhow::Error {
     loop {
         match keeper.next_notice() {
             Ok(Some(Notice::KeeperGone)) => {
@@ -167,6 +167,13 @@ async fn keeper_gone(mut keeper: lunar_keeper::Client) -> anyhow::Error {
             }
             Ok(Some(Notice::Revoked(arena))) => {
                 warn!(arena, "the keeper took the export of an arena back");
+                match keeper.attach() {
+                    Ok(offer) => {
+                        // When it is gone the agent is ending.
+                        let _ = engine.send(ToEngine::Exported(Box::new(offer))).await;
+                    }
+                    Err(error) => return error.context("the keeper exports its memory no more"),
+                }
             }
             Ok(None) => {
                 let ready = async {

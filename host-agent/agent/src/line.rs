@@ -22,6 +22,8 @@ pub(crate) enum ToEngine {
     FromCard(Box<ToHost>),
     /// The connection is over.
     CardLost { connection: u64, reason: String },
+    /// The keeper exports its memory anew: the card must be told.
+    Exported(Box<lunar_keeper::Offer>),
     /// Somebody asks.
     Ask(Question),
     /// Finish what is under way, and end.

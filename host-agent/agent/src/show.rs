@@ -160,6 +160,7 @@ fn poll_group(group: &control::PollGroupStatistics) -> wire::PollGroup {
         doorbells: group.doorbells,
         channels: group.channels,
         completion_errors: group.completion_errors,
+        credit_overruns: group.credit_overruns,
     }
 }
 

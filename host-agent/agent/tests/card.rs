@@ -41,6 +41,9 @@ impl Board {
             arena_bytes: 1 << 20,
             groups: 1,
             ring_slots: 16,
+            rdma: None,
+            rdma_listen: None,
+            exporter: false,
             exit_with_parent: false,
         };
         // Lives as long as the test program.

@@ -26,7 +26,7 @@ pub struct CoreConfig {
 }
 
 /// One arena.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ArenaGeometry {
     /// Its name, chosen by the keeper.
     pub id: u16,

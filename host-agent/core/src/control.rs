@@ -10,6 +10,7 @@ use lunar_offload_proto::control::{
 };
 use lunar_offload_proto::ring::{CompletionEntry, Outcome};
 
+use crate::config::ArenaGeometry;
 use crate::core::Core;
 use crate::effect::{Effect, Level, LogEvent};
 use crate::link::LinkState;
@@ -120,6 +121,17 @@ impl Core {
         }
     }
 
+    /// The same arenas are exported anew, under other blobs: a card that has the old ones comes back for these.
+    pub fn exported(&mut self, arenas: Vec<ArenaGeometry>) {
+        if self.config.arenas == arenas {
+            return;
+        }
+        self.config.arenas = arenas;
+        if self.link.is_met() {
+            self.leave("the keeper exports its memory anew; the card is to connect again");
+        }
+    }
+
     /// The card started anew and nothing of its older epoch is under way: empties the rings and
     /// offers them.
     pub(crate) fn admit_card(&mut self, now_ns: u64) {
@@ -127,7 +139,6 @@ impl Core {
             return;
         }
         self.card_epoch = self.link.card_epoch;
-        self.applied_generation = 0;
         self.nexuses.clear();
         self.remember_card();
         for (index, ring) in (0_u16..).zip(self.rings.iter_mut()) {
@@ -222,6 +233,7 @@ impl Core {
 
     /// The card started anew. It is admitted once every operation of its older epoch is over.
     fn hold_back(&mut self, now_ns: u64) {
+        self.applied_generation = 0;
         self.orphan(None);
         for ring in &mut self.rings {
             ring.forget();

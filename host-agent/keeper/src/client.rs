@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
@@ -98,7 +99,12 @@ impl Client {
         rustix::net::connect(&socket, &address).with_context(|| {
             format!("no keeper answers at `{shown}`: start lunar-arena --socket {shown}")
         })?;
-        Ok(Self { socket, notices: Vec::new() })
+        Ok(Self::over(socket))
+    }
+
+    /// A client whose connection is there already.
+    pub(crate) fn over(socket: OwnedFd) -> Self {
+        Self { socket, notices: Vec::new() }
     }
 
     /// Connects, and tries again for `patience` while nobody answers: for processes that are started together.
@@ -151,6 +157,15 @@ impl Client {
         }
     }
 
+    /// As the exporter: tells how the card reaches the memory over RDMA.
+    #[cfg(feature = "ibverbs")]
+    pub(crate) fn exported(&self, blobs: crate::protocol::RdmaBlobs) -> anyhow::Result<()> {
+        let packet = Request::Exported(blobs).encode();
+        rustix::net::send(&self.socket, &packet, SendFlags::NOSIGNAL)
+            .context("the keeper is gone")?;
+        Ok(())
+    }
+
     /// What happened since, without waiting.
     pub fn next_notice(&mut self) -> anyhow::Result<Option<Notice>> {
         if !self.notices.is_empty() {
@@ -194,6 +209,11 @@ impl Client {
                 flags | RecvFlags::CMSG_CLOEXEC,
             ) {
                 Err(Errno::INTR) => {}
+                // Whoever waits for notices may have made the socket non-blocking.
+                Err(Errno::AGAIN) if !flags.contains(RecvFlags::DONTWAIT) => {
+                    let mut wait = [PollFd::new(&self.socket, PollFlags::IN)];
+                    let _interrupted_or_ready = poll(&mut wait, None);
+                }
                 other => break other?,
             }
         };

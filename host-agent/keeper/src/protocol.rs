@@ -10,6 +10,9 @@ const VERSION: u16 = 1;
 /// Bytes of a request, a notice and a refusal.
 pub const SHORT_BYTES: usize = 12;
 
+/// Bytes of the longest request.
+pub const REQUEST_BYTES_MAX: usize = SHORT_BYTES + 2 * RDMA_BLOB_BYTES;
+
 /// Bytes of an offer, at most: with the RDMA blobs.
 pub const OFFER_BYTES: usize = OFFER_PLAIN_BYTES + 2 * RDMA_BLOB_BYTES;
 
@@ -29,7 +32,12 @@ pub enum Request {
         /// The arena.
         arena: u16,
     },
+    /// The exporter's alone, after an attach and after each revoke: how the card reaches the memory over RDMA. Not answered.
+    Exported(RdmaBlobs),
 }
+
+/// The export blobs of the data arena and of the ring segment, where the memory is exported over RDMA.
+pub type RdmaBlobs = [[u8; RDMA_BLOB_BYTES]; 2];
 
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +85,8 @@ pub struct OfferRecord {
     pub arena_secret: [u8; 16],
     /// Secret of the ring segment's export.
     pub rings_secret: [u8; 16],
-    /// Where the memory is exported over RDMA: the blobs of the data arena and of the ring segment.
-    pub rdma: Option<[[u8; RDMA_BLOB_BYTES]; 2]>,
+    /// Where the memory is exported over RDMA: the blobs for that.
+    pub rdma: Option<RdmaBlobs>,
 }
 
 impl std::fmt::Debug for OfferRecord {
@@ -95,6 +103,7 @@ impl std::fmt::Debug for OfferRecord {
 mod kind {
     pub const ATTACH: u16 = 1;
     pub const REVOKE: u16 = 2;
+    pub const EXPORTED: u16 = 3;
     pub const OFFER: u16 = 0x81;
     pub const REVOKE_DONE: u16 = 0x82;
     pub const REVOKED: u16 = 0xc0;
@@ -103,21 +112,29 @@ mod kind {
 
 impl Request {
     /// The packet of this request.
-    pub fn encode(self) -> [u8; SHORT_BYTES] {
+    pub fn encode(self) -> Vec<u8> {
         match self {
-            Self::Attach => short(kind::ATTACH, 0),
-            Self::Revoke { arena } => short(kind::REVOKE, u32::from(arena)),
+            Self::Attach => short(kind::ATTACH, 0).to_vec(),
+            Self::Revoke { arena } => short(kind::REVOKE, u32::from(arena)).to_vec(),
+            Self::Exported(blobs) => {
+                let mut packet = short(kind::EXPORTED, 0).to_vec();
+                packet.extend(blobs.iter().flatten());
+                packet
+            }
         }
     }
 
     /// The request in a packet; `None` when it is none.
     pub fn parse(packet: &[u8]) -> Option<Self> {
-        if packet.len() != SHORT_BYTES {
-            return None;
-        }
-        match parse_short(packet)? {
-            (kind::ATTACH, 0) => Some(Self::Attach),
-            (kind::REVOKE, arena) => Some(Self::Revoke { arena: u16::try_from(arena).ok()? }),
+        match (parse_short(packet)?, packet.len()) {
+            ((kind::ATTACH, 0), SHORT_BYTES) => Some(Self::Attach),
+            ((kind::REVOKE, arena), SHORT_BYTES) => {
+                Some(Self::Revoke { arena: u16::try_from(arena).ok()? })
+            }
+            ((kind::EXPORTED, 0), REQUEST_BYTES_MAX) => Some(Self::Exported([
+                field(packet, SHORT_BYTES)?,
+                field(packet, SHORT_BYTES + RDMA_BLOB_BYTES)?,
+            ])),
             _ => None,
         }
     }
@@ -215,10 +232,11 @@ mod tests {
 
     #[test]
     fn every_message_reads_back_as_itself_and_no_shorter() {
-        for request in [Request::Attach, Request::Revoke { arena: 65535 }] {
+        let exported = Request::Exported([[6; 64], [7; 64]]);
+        for request in [Request::Attach, Request::Revoke { arena: 65535 }, exported] {
             let packet = request.encode();
             assert_eq!(Request::parse(&packet), Some(request));
-            assert_eq!(Request::parse(&packet[..11]), None);
+            assert_eq!(Request::parse(&packet[..packet.len() - 1]), None);
         }
         let offer = OfferRecord {
             keeper_id: [1; 16],
@@ -249,7 +267,7 @@ mod tests {
     fn other_magic_version_and_kind_are_no_request() {
         let packet = Request::Attach.encode();
         for index in 0..8 {
-            let mut other = packet;
+            let mut other = packet.clone();
             other[index] ^= 0x40;
             assert_eq!(Request::parse(&other), None, "byte {index}");
         }

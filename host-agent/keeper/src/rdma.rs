@@ -1,70 +1,68 @@
-//! The keeper's memory on an RDMA device, for a card that is another machine. The data moves without the keeper; what
-//! passes through it are connections and hints.
+//! The exporter: the keeper's memory on an RDMA device, for a card that is another machine. The data moves without this
+//! process; what passes through it are connections and hints. It ends with the device, and with the keeper.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context as _;
 use lunar_platform::ArenaId;
+use lunar_verbs_ibv::Device;
 use lunar_verbs_ibv::host_memory::{Arena, HintLines, HostMemory};
-use lunar_verbs_ibv::{Device, HcaName};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
+use crate::client::{Client, Notice};
 use crate::layout::{DATA_ARENA, RING_ARENA};
-use crate::protocol::RDMA_BLOB_BYTES;
-use crate::server::Keeper;
+use crate::protocol::RdmaBlobs;
 
-/// Both arenas, exported.
-pub(crate) struct Export(HostMemory);
-
-impl Export {
-    /// Registers the memory with the device and listens for the card at `endpoint`.
-    pub(crate) fn new(
-        name: &HcaName,
-        endpoint: SocketAddr,
-        keeper: &Keeper,
-    ) -> anyhow::Result<Self> {
-        let device = Device::open(name)?;
-        let arena = |id, memory: BorrowedFd<'_>, bytes| -> anyhow::Result<Arena> {
-            let bytes = usize::try_from(bytes).context("an arena beyond the address space")?;
-            Ok(Arena { id: ArenaId(id), memory: memory.try_clone_to_owned()?, bytes })
-        };
-        let arenas = [
-            arena(DATA_ARENA, keeper.arena.as_fd(), keeper.layout.arena_bytes())?,
-            arena(RING_ARENA, keeper.rings.as_fd(), keeper.layout.rings_bytes())?,
+/// Exports the memory of the keeper at standard input on `device`, to cards that connect at `endpoint`, until the keeper
+/// ends. An error is the device's end, or says why it cannot be used.
+pub(crate) fn export(device: &str, endpoint: SocketAddr) -> anyhow::Result<()> {
+    let name = device.parse().map_err(anyhow::Error::msg).context("--rdma")?;
+    let mut keeper = Client::over(rustix::stdio::stdin().try_clone_to_owned()?);
+    let mut offer = keeper.attach()?;
+    let arena = |id, memory: BorrowedFd<'_>, bytes| -> anyhow::Result<Arena> {
+        let bytes = usize::try_from(bytes).context("an arena beyond the address space")?;
+        Ok(Arena { id: ArenaId(id), memory: memory.try_clone_to_owned()?, bytes })
+    };
+    let arenas = [
+        arena(DATA_ARENA, offer.arena.as_fd(), offer.layout.arena_bytes())?,
+        arena(RING_ARENA, offer.rings.as_fd(), offer.layout.rings_bytes())?,
+    ];
+    let lines = std::mem::take(&mut offer.hints)
+        .into_iter()
+        .map(|lines| HintLines { to_host: lines.to_host, to_card: lines.to_card })
+        .collect();
+    let mut memory = HostMemory::new(&Device::open(&name)?, endpoint, &arenas, lines)?;
+    keeper.exported(blobs(&memory)?)?;
+    tracing::info!(device, endpoint = %memory.endpoint(), "the memory is exported over RDMA");
+    loop {
+        memory.serve_once().with_context(|| format!("the export on {device} ends"))?;
+        while let Some(notice) = keeper.next_notice()? {
+            match notice {
+                Notice::KeeperGone => return Ok(()),
+                Notice::Revoked(arena) => {
+                    memory.renew(ArenaId(arena))?;
+                    keeper.exported(blobs(&memory)?)?;
+                }
+            }
+        }
+        let mut waits = [
+            PollFd::from_borrowed_fd(memory.event_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(keeper.fd(), PollFlags::IN),
         ];
-        let lines = keeper
-            .hints
-            .chunks_exact(2)
-            .map(|pair| {
-                Ok(HintLines { to_host: pair[0].try_clone()?, to_card: pair[1].try_clone()? })
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self(HostMemory::new(&device, endpoint, &arenas, lines)?))
+        match poll(&mut waits, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("poll"),
+        }
     }
+}
 
-    pub(crate) fn endpoint(&self) -> SocketAddr {
-        self.0.endpoint()
-    }
-
-    /// Readable when [`Self::serve`] has something to do.
-    pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
-        self.0.event_fd()
-    }
-
-    /// Takes connections and passes hints, without waiting.
-    pub(crate) fn serve(&mut self) -> io::Result<()> {
-        self.0.serve_once().map(drop)
-    }
-
-    /// Takes an arena back and exports it anew.
-    pub(crate) fn renew(&mut self, arena: u16) -> anyhow::Result<()> {
-        Ok(self.0.renew(ArenaId(arena))?)
-    }
-
-    /// The blobs of the data arena and of the rings; `None` when one of them could not be exported anew.
-    pub(crate) fn blobs(&self) -> Option<[[u8; RDMA_BLOB_BYTES]; 2]> {
-        let blob = |id| self.0.blob(ArenaId(id))?.try_into().ok();
-        Some([blob(DATA_ARENA)?, blob(RING_ARENA)?])
-    }
+/// How the card reaches the data arena and the rings.
+fn blobs(memory: &HostMemory) -> anyhow::Result<RdmaBlobs> {
+    let blob = |id| {
+        let blob = memory.blob(ArenaId(id)).and_then(|blob| blob.try_into().ok());
+        blob.with_context(|| format!("arena {id} is not exported"))
+    };
+    Ok([blob(DATA_ARENA)?, blob(RING_ARENA)?])
 }

@@ -1,13 +1,14 @@
-//! The keeper itself: makes the memory, accepts clients, answers them. One thread, poll(2), no timers.
+//! The keeper itself: makes the memory, accepts clients, answers them, and sees to the exporter. One thread, poll(2).
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
@@ -16,8 +17,11 @@ use rustix::net::{
 };
 use tracing::{info, warn};
 
+use crate::export::Export;
 use crate::layout::{DATA_ARENA, GROUPS_MAX, Layout, NOTES_BYTES, RING_ARENA};
-use crate::protocol::{OfferRecord, Refusal, Reply, Request};
+use crate::protocol::{OfferRecord, REQUEST_BYTES_MAX, Refusal, Reply, Request};
+#[cfg(feature = "ibverbs")]
+use crate::rdma::export;
 
 /// Clients at a time: an agent, its successor, a card, and people who look. More are refused.
 const CLIENTS_MAX: usize = 32;
@@ -43,13 +47,14 @@ pub struct Options {
     pub ring_slots: u32,
     /// RDMA device over which the card, on another machine, reaches the memory, and one of its ports if only that is to
     /// be used: rxe0, mlx5_0:1. Without it the card is in this machine.
-    #[cfg(feature = "ibverbs")]
     #[arg(long, value_name = "DEVICE[:PORT]", requires = "rdma_listen")]
-    pub rdma: Option<lunar_verbs_ibv::HcaName>,
+    pub rdma: Option<String>,
     /// Address of that device that the card can reach, and the RDMA port to take its connections at (0 chooses one).
-    #[cfg(feature = "ibverbs")]
     #[arg(long, value_name = "ADDRESS:PORT", requires = "rdma")]
-    pub rdma_listen: Option<std::net::SocketAddr>,
+    pub rdma_listen: Option<SocketAddr>,
+    /// For the keeper alone, which starts this program a second time to export its memory.
+    #[arg(long, hide = true, requires = "rdma")]
+    pub exporter: bool,
     /// End when standard input, a pipe from the starting process, is closed.
     #[arg(long)]
     pub exit_with_parent: bool,
@@ -58,6 +63,10 @@ pub struct Options {
 /// Makes the memory and serves it until SIGTERM or SIGINT, or until standard input closes where `exit_with_parent` says
 /// so. The socket is removed at the end.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    let rdma = options.rdma.clone().zip(options.rdma_listen);
+    if let Some((device, endpoint)) = rdma.as_ref().filter(|_| options.exporter) {
+        return export(device, *endpoint);
+    }
     let layout = Layout::new(options.groups, options.ring_slots, options.arena_bytes)
         .map_err(anyhow::Error::msg)
         .context(
@@ -65,11 +74,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         )?;
     let stop = stop_on_signals().context("SIGTERM and SIGINT cannot be caught")?;
     let mut keeper = Keeper::new(layout)?;
-    #[cfg(feature = "ibverbs")]
-    if let (Some(device), Some(endpoint)) = (&options.rdma, options.rdma_listen) {
-        let rdma = crate::rdma::Export::new(device, endpoint, &keeper)?;
-        info!(%device, endpoint = %rdma.endpoint(), "the memory is exported over RDMA");
-        keeper.rdma = Some(rdma);
+    if let Some((device, endpoint)) = rdma {
+        keeper.start_export(Export::new(device, endpoint))?;
     }
     let socket = Socket::bind(&options.socket)?;
     info!(
@@ -87,6 +93,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+}
+
+#[cfg(not(feature = "ibverbs"))]
+fn export(device: &str, _endpoint: SocketAddr) -> anyhow::Result<()> {
+    bail!(
+        "--rdma {device}: this lunar-arena was built without RDMA; build it with \
+         cargo build -p lunar-keeper --features ibverbs"
+    )
 }
 
 fn stop_on_signals() -> std::io::Result<UnixStream> {
@@ -146,8 +160,42 @@ pub(crate) struct Keeper {
     /// For each group: the line that wakes the host, then the one that wakes the card.
     pub(crate) hints: Vec<OwnedFd>,
     clients: Vec<OwnedFd>,
-    #[cfg(feature = "ibverbs")]
-    rdma: Option<crate::rdma::Export>,
+    /// Where the memory is to be exported over RDMA.
+    export: Option<Export>,
+}
+
+/// What is there to be read from a client.
+enum Packet {
+    /// Nothing now.
+    None,
+    /// The end, or an error, which is the end.
+    Gone,
+    /// Something that is no request of this version, of so many bytes.
+    Malformed(usize),
+    Request(Request),
+}
+
+/// What the exporter did.
+enum Heard {
+    /// It told how the memory is reached.
+    Blobs,
+    /// Something else, which is dealt with.
+    Something,
+    /// It said nothing, or there is none (any more).
+    Nothing,
+}
+
+fn receive(client: BorrowedFd<'_>, flags: RecvFlags) -> Packet {
+    let mut packet = [0; REQUEST_BYTES_MAX];
+    match rustix::net::recv(client, &mut packet, flags | RecvFlags::TRUNC) {
+        Ok((_, 0)) => Packet::Gone,
+        Ok((_, length)) => match packet.get(..length).and_then(Request::parse) {
+            Some(request) => Packet::Request(request),
+            None => Packet::Malformed(length),
+        },
+        Err(Errno::AGAIN | Errno::INTR) => Packet::None,
+        Err(_) => Packet::Gone,
+    }
 }
 
 impl Keeper {
@@ -174,8 +222,7 @@ impl Keeper {
             notes: memory("lunar-notes", NOTES_BYTES)?,
             hints,
             clients: Vec::new(),
-            #[cfg(feature = "ibverbs")]
-            rdma: None,
+            export: None,
         })
     }
 
@@ -193,24 +240,16 @@ impl Keeper {
         waits.extend(self.clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
         // What a parent writes is not read: only the end of the pipe matters.
         waits.extend(parent.map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::empty())));
-        #[cfg(feature = "ibverbs")]
-        waits.extend(
-            self.rdma.iter().map(|rdma| PollFd::from_borrowed_fd(rdma.event_fd(), PollFlags::IN)),
-        );
-        match poll(&mut waits, None) {
+        let exporter = self.export.as_ref().and_then(Export::socket);
+        waits.extend(exporter.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
+        let patience = self.export.as_ref().and_then(Export::look_again_in);
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        match poll(&mut waits, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("poll"),
         }
         let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         drop(waits);
-        #[cfg(feature = "ibverbs")]
-        if let Some(rdma) = &mut self.rdma
-            && let Err(error) = rdma.serve()
-        {
-            // The memory stays, for an agent that ends what is under way.
-            tracing::error!(%error, "the export over RDMA ended; start lunar-arena and lunar-agent again to export anew");
-            self.rdma = None;
-        }
         if ready[0] {
             return Ok(Some("a signal asked for it"));
         }
@@ -224,6 +263,7 @@ impl Keeper {
                 self.clients.remove(index);
             }
         }
+        self.see_to_export();
         if ready[1] {
             self.accept(socket);
         }
@@ -250,31 +290,93 @@ impl Keeper {
 
     /// Answers one packet of a client. False when the client is gone or has to go.
     fn serve(&mut self, index: usize) -> bool {
-        let mut packet = [0; 64];
-        let client = &self.clients[index];
-        let length =
-            match rustix::net::recv(client, &mut packet, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-                Ok((_, 0)) => return false,
-                Ok((_, length)) => length,
-                Err(Errno::AGAIN | Errno::INTR) => return true,
-                Err(_) => return false,
-            };
-        match packet.get(..length).and_then(Request::parse) {
-            Some(Request::Attach) => self.send(index, &Reply::Offer(self.offer()), true),
-            Some(Request::Revoke { arena }) => self.revoke(index, arena),
-            None => {
-                warn!(bytes = length, "client dropped: it sent what is no request of this version");
-                self.send(index, &Reply::Refused(Refusal::Malformed), false);
+        let client = self.clients[index].as_fd();
+        match receive(client, RecvFlags::DONTWAIT) {
+            Packet::None => true,
+            Packet::Gone => false,
+            Packet::Request(Request::Attach) => {
+                self.send(client, &Reply::Offer(self.offer()), true)
+            }
+            Packet::Request(Request::Revoke { arena }) => self.revoke(index, arena),
+            Packet::Request(Request::Exported(_)) => {
+                warn!("client dropped: it is not the exporter, but said what only that may say");
+                self.send(client, &Reply::Refused(Refusal::Malformed), false);
+                false
+            }
+            Packet::Malformed(bytes) => {
+                warn!(bytes, "client dropped: it sent what is no request of this version");
+                self.send(client, &Reply::Refused(Refusal::Malformed), false);
                 false
             }
         }
+    }
+
+    /// Has the memory exported over RDMA, and waits until it is.
+    fn start_export(&mut self, mut export: Export) -> anyhow::Result<()> {
+        export.start()?;
+        self.export = Some(export);
+        if !self.hear_blobs() {
+            bail!(
+                "the memory cannot be exported over RDMA; the exporter's lines above say why (see --rdma, --rdma-listen)"
+            );
+        }
+        Ok(())
+    }
+
+    /// Serves the exporter, or starts one where there is none.
+    fn see_to_export(&mut self) {
+        if let Some(export) = &mut self.export {
+            export.start_again();
+        }
+        let before = self.offer().rdma;
+        while !matches!(self.hear_exporter(RecvFlags::DONTWAIT), Heard::Nothing) {}
+        if self.offer().rdma != before {
+            // A new exporter: what was exported before is over.
+            self.tell_revoked(DATA_ARENA, None);
+            self.tell_revoked(RING_ARENA, None);
+        }
+    }
+
+    /// Waits for the exporter's blobs. False when it ended instead.
+    fn hear_blobs(&mut self) -> bool {
+        loop {
+            match self.hear_exporter(RecvFlags::empty()) {
+                Heard::Blobs => return true,
+                Heard::Something => {}
+                Heard::Nothing => return false,
+            }
+        }
+    }
+
+    /// Takes one packet of the exporter, where there is one.
+    fn hear_exporter(&mut self, flags: RecvFlags) -> Heard {
+        let Some(socket) = self.export.as_ref().and_then(Export::socket) else {
+            return Heard::Nothing;
+        };
+        let sound = match receive(socket, flags) {
+            Packet::None if flags.contains(RecvFlags::DONTWAIT) => return Heard::Nothing,
+            Packet::None => true,
+            Packet::Request(Request::Attach) => {
+                self.send(socket, &Reply::Offer(self.offer()), true)
+            }
+            Packet::Request(Request::Exported(blobs)) => {
+                self.export.iter_mut().for_each(|export| export.exported(blobs));
+                return Heard::Blobs;
+            }
+            Packet::Gone | Packet::Malformed(_) | Packet::Request(Request::Revoke { .. }) => false,
+        };
+        if !sound {
+            self.export.iter_mut().for_each(Export::ended);
+            return Heard::Nothing;
+        }
+        Heard::Something
     }
 
     fn revoke(&mut self, index: usize, arena: u16) -> bool {
         let secret = match arena {
             DATA_ARENA => &mut self.arena_secret,
             RING_ARENA => &mut self.rings_secret,
-            _ => return self.send(index, &Reply::Refused(Refusal::NoSuchArena), false),
+            _ => return self.answer(index, &Reply::Refused(Refusal::NoSuchArena)),
         };
         match random_bytes() {
             Ok(new) => *secret = new,
@@ -283,21 +385,24 @@ impl Keeper {
                 return false;
             }
         }
-        #[cfg(feature = "ibverbs")]
-        if let Some(rdma) = &mut self.rdma
-            && let Err(error) = rdma.renew(arena)
+        if let Some(exporter) = self.export.as_ref().and_then(Export::socket)
+            && !(self.send(exporter, &Reply::Revoked { arena }, false) && self.hear_blobs())
         {
-            warn!(%error, "client dropped: the arena it took back cannot be exported anew");
-            return false;
+            warn!(arena, "an arena was taken back and could not be exported anew over RDMA");
         }
         info!(arena, "export revoked");
-        for other in 0..self.clients.len() {
-            if other != index && !self.send(other, &Reply::Revoked { arena }, false) {
+        self.tell_revoked(arena, Some(index));
+        self.answer(index, &Reply::RevokeDone { arena })
+    }
+
+    /// Tells every client, but for one, that the export of `arena` was taken back.
+    fn tell_revoked(&self, arena: u16, but: Option<usize>) {
+        for (index, client) in self.clients.iter().enumerate() {
+            if Some(index) != but && !self.answer(index, &Reply::Revoked { arena }) {
                 // Not removed here: its socket is shut and the next poll finds it gone.
-                let _ = rustix::net::shutdown(&self.clients[other], rustix::net::Shutdown::Both);
+                let _ = rustix::net::shutdown(client, rustix::net::Shutdown::Both);
             }
         }
-        self.send(index, &Reply::RevokeDone { arena }, false)
     }
 
     fn offer(&self) -> OfferRecord {
@@ -309,15 +414,17 @@ impl Keeper {
             rings_bytes: self.layout.rings_bytes(),
             arena_secret: self.arena_secret,
             rings_secret: self.rings_secret,
-            #[cfg(feature = "ibverbs")]
-            rdma: self.rdma.as_ref().and_then(crate::rdma::Export::blobs),
-            #[cfg(not(feature = "ibverbs"))]
-            rdma: None,
+            rdma: self.export.as_ref().and_then(|export| export.blobs),
         }
     }
 
+    /// Sends a reply without descriptors to a client.
+    fn answer(&self, index: usize, reply: &Reply) -> bool {
+        self.clients.get(index).is_some_and(|client| self.send(client.as_fd(), reply, false))
+    }
+
     /// Sends without waiting: a client that does not read its replies is dropped rather than waited for.
-    fn send(&self, index: usize, reply: &Reply, with_descriptors: bool) -> bool {
+    fn send(&self, client: BorrowedFd<'_>, reply: &Reply, with_descriptors: bool) -> bool {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let mut descriptors = Vec::new();
@@ -330,12 +437,7 @@ impl Keeper {
         }
         let packet = reply.encode();
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = rustix::net::sendmsg(
-            &self.clients[index],
-            &[IoSlice::new(&packet)],
-            &mut control,
-            flags,
-        );
+        let sent = rustix::net::sendmsg(client, &[IoSlice::new(&packet)], &mut control, flags);
         sent.is_ok_and(|bytes| bytes == packet.len())
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lunar_keeper::client::Notice;
 use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
+use lunar_keeper::protocol::Request;
 use lunar_keeper::{Client, Offer};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
 
@@ -129,7 +130,10 @@ fn a_revoke_changes_the_blob_and_tells_the_other_clients() {
 fn garbage_costs_its_sender_the_connection_and_nobody_else() {
     let keeper = Keeper::start();
     let mut innocent = keeper.client();
-    for garbage in [&b"x"[..], &[0; 12], &[0xff; 64], &[0; 5000], b"LKPR\x02\0\x01\0\0\0\0\0"] {
+    // Well-formed, but for the exporter alone to say.
+    let exported = Request::Exported([[0; 64]; 2]).encode();
+    let other_version = b"LKPR\x02\0\x01\0\0\0\0\0";
+    for garbage in [&b"x"[..], &[0; 12], &[0xff; 64], &[0; 5000], other_version, &exported] {
         let socket = keeper.raw();
         rustix::net::send(&socket, garbage, SendFlags::NOSIGNAL).unwrap();
         // A refusal, then the end.

@@ -7,8 +7,8 @@ use lunar_offload_proto::control;
 
 use crate::tree::{Device, Lun, Luns, Placement, Target, Tree, srp_port_id};
 
-/// Longest IU from an initiator in bytes: SCST's default, room for 255 descriptors and an additional CDB.
-pub const IT_IU_BYTES_MAX: u32 = 8276;
+/// Longest IU from an initiator in bytes: as the card's receive buffers allow (its `srp_max_req_size`).
+pub const IT_IU_BYTES_MAX: u32 = 65535;
 
 /// Optimal transfer length in bytes when `opt_trans_len` is not given, as in SCST.
 const OPTIMAL_TRANSFER_BYTES_DEFAULT: u32 = 524_288;

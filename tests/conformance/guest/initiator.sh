@@ -62,6 +62,14 @@ disk() {
 	generic=/dev/$(generic_of "${1:-$host}" "${2:-0}")
 }
 
+# pieces NAME: transfers from and to buffers in pieces of several sizes with gaps between them, and from pages.
+pieces() {
+	for size in 512 1024 4096; do
+		check "pieces of $size bytes" discontiguous-io "$disk" $size 120
+	done
+	verified "$1" --filename="$disk" --rw=randwrite --bs=512k --size=8m --iodepth=4
+}
+
 # file_system: makes one on $disk and mounts it at /mnt.
 file_system() {
 	check "mkfs.ext4" mkfs.ext4 -q -F "$disk"
@@ -106,14 +114,36 @@ load_is_over() {
 		fail "fio met an error, or did not read what it had written"
 	}
 	report CHECK "no error reached fio, and what was written can be read"
-	check_not "the kernel saw no I/O error" kernel_says 'I/O error|EXT4-fs error|EXT4-fs warning'
+	check_not "the kernel saw no I/O error" kernel_says "$io_error|EXT4-fs error|EXT4-fs warning"
 }
+
+# What the kernel says of an I/O error that counts.
+io_error='I/O error'
 
 # kernel_says PATTERN: in what it logged since the scenario began.
 kernel_says() {
 	dmesg | tail -n +$((dmesg_lines + 1)) | grep -E "$1"
 }
 dmesg_lines=$(dmesg | wc -l)
+
+# table PATH...: the multipath device over these paths from now on.
+table() {
+	modprobe -a dm_multipath dm_round_robin || fail "dm-multipath does not load"
+	size=$(blockdev --getsz "$disk")
+	line="0 $size multipath 1 queue_if_no_path 0 1 1 round-robin 0 $# 1"
+	for each in "$@"; do
+		line="$line $each 1"
+	done
+	if dmsetup info many >/dev/null 2>&1; then
+		dmsetup --noudevsync reload many --table "$line" || fail "the paths cannot be changed"
+		# What is on its way ends first; what fails on the way waits in the new table.
+		dmsetup --noudevsync suspend --noflush many && dmsetup --noudevsync resume many ||
+			fail "the paths cannot be changed"
+	else
+		dmsetup --noudevsync create many --table "$line" || fail "there is no multipath device"
+		dmsetup mknodes
+	fi
+}
 
 # What the RDMA device has of what $target_leaves names, as a line of counts.
 resources() {
@@ -126,13 +156,11 @@ resources() {
 
 # same_resources BEFORE: in the end the device has what it had, and nothing more.
 same_resources() {
-	left=100
-	until [ "$(resources)" = "$1" ]; do
-		left=$((left - 1))
-		[ $left -gt 0 ] || fail "the RDMA device had $1, now $(resources)"
-		usleep 200000
-	done
-	report CHECK "the RDMA device has what it had: $1"
+	wait_for 20 "the RDMA device has what it had: $1" has_resources "$1"
+}
+
+has_resources() {
+	[ "$(resources)" = "$1" ]
 }
 
 # same_memory BEFORE: the target, where it can tell, has not grown beyond what it may keep to tell of the

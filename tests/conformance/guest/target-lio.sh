@@ -3,7 +3,7 @@
 #
 # What every target offers: target_start, target_stop; target_disable and target_enable of its port;
 # target_add_lun N, target_remove_lun N; target_add_null N, a LUN that forgets what is written to it;
-# target_device_is_back after the RDMA device was away; target_memory in KiB, if it can tell; target_logins,
+# target_device_is_back after the RDMA device was away; target_says_port up or down; target_memory in KiB, if it can tell; target_logins,
 # how often the loop of logins goes round; target_leaves, what of the RDMA device no session may keep;
 # id_ext, ioc_guid and service (ADDRESS:PORT) for the initiator. Its LUN 0 is a disk of target_size bytes.
 
@@ -72,6 +72,11 @@ target_disable() {
 target_device_is_back() {
 	target_stop
 	target_start
+}
+
+# The kernel says it of the device, and its target nothing.
+target_says_port() {
+	:
 }
 
 # The kernel keeps no account of one of its targets.

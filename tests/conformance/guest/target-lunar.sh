@@ -15,6 +15,9 @@ image=/tmp/lunar
 enabled=1
 luns=
 nulls=
+# What a scenario wants card and keeper to be told besides.
+firmware_options=
+keeper_options=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -22,6 +25,7 @@ target_start() {
 	rm -f $image/*
 	# From memory they start at once, however large they are.
 	cp -r /out/bin $run/bin
+	PATH=$run/bin:$PATH
 	target_image 0 $target_size
 	configuration
 	keeper_start
@@ -89,7 +93,7 @@ process_is_gone() {
 
 keeper_start() {
 	started lunar-arena --socket $run/keeper.sock --arena-bytes $((64 << 20)) \
-		--rdma rxe0 --rdma-listen $address:5557
+		--rdma rxe0 --rdma-listen $address:5557 $keeper_options
 }
 
 agent_start() {
@@ -102,11 +106,31 @@ agent_kill() {
 }
 
 firmware_start() {
-	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock
+	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock $firmware_options
 }
 
 firmware_kill() {
 	killed lunar-firmware
+}
+
+# killed_under_load KILL START: a process is killed and started again under load, twice; needs initiator.sh.
+killed_under_load() {
+	target_start
+	login
+	disk
+	file_system
+	load 40
+	for round in 1 2; do
+		still_loaded
+		$1
+		sleep 2
+		$2
+		sleep 14
+	done
+	load_is_over
+	file_system_is_clean
+	logout
+	target_stop
 }
 
 # shown FIELD: of what the agent says of the card.
@@ -116,6 +140,7 @@ shown() {
 }
 
 is_serving() {
+	$run/bin/lunar --api $run/api.sock show --json | grep -q '"connected": *true' || return 1
 	applied=$(shown applied_generation)
 	[ "${applied:-0}" != 0 ] && [ "$applied" = "$(shown configuration_generation)" ]
 }
@@ -159,6 +184,10 @@ target_device_is_back() {
 		firmware_start
 	fi
 	wait_for 60 "the card serves again" is_serving
+}
+
+target_says_port() {
+	grep -q "an RDMA port is $1" /out/lunar-firmware.log
 }
 
 target_memory() {

@@ -80,6 +80,8 @@ const MODULES: &[&str] = &[
     "rdma_rxe",
     "ib_uverbs",
     "ib_umad",
+    // A second network for a second RDMA device.
+    "dummy",
     "rdma_ucm",
     // SCSI, from both ends.
     "ib_srp",

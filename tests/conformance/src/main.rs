@@ -1,6 +1,6 @@
 //! Lunar against real initiators: boots a Linux guest under emulation and runs scenarios in it, with the
-//! kernel's own SCSI initiators. Nothing here knows SCSI or SRP; the scenarios are shell scripts in
-//! `guest/`, and each check is theirs.
+//! kernel's own SCSI initiators. The scenarios are shell scripts in `guest/`, and each check is theirs. What no tool of
+//! the guest can do, this program does there under other names ([`IN_THE_GUEST`]); nothing else here knows SCSI or SRP.
 
 mod architecture;
 mod cpio;
@@ -12,8 +12,11 @@ mod machine;
 mod measure;
 mod modules;
 mod packages;
+mod rdma;
 mod run;
 mod scenarios;
+mod srp_initiator;
+mod verbs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,13 +91,25 @@ fn write_json(file: Option<&Path>, results: &serde_json::Value) -> Result<()> {
     fs::write(file, format!("{results:#}\n")).with_context(|| file.display().to_string())
 }
 
+/// Takes the words behind its name.
+type Program = fn(&[String]) -> Result<()>;
+
+/// What this program is in the guest, by the name that it is called by.
+const IN_THE_GUEST: &[(&str, Program)] = &[
+    (discontiguous::NAME, discontiguous::run),
+    (srp_initiator::NAME, srp_initiator::run),
+    (verbs::NAME, verbs::run),
+];
+
 /// The exit code that says: not run, for want of something.
 const SKIPPED: u8 = 77;
 
 fn main() -> Result<ExitCode> {
     let mut words = std::env::args();
-    if words.next().is_some_and(|program| program.rsplit('/').next() == Some(discontiguous::NAME)) {
-        discontiguous::run(&words.collect::<Vec<_>>())?;
+    let program = words.next().unwrap_or_default();
+    let name = program.rsplit('/').next();
+    if let Some((_, run)) = IN_THE_GUEST.iter().find(|(called, _)| Some(*called) == name) {
+        run(&words.collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
     let arguments = Arguments::parse();

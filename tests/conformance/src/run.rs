@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::architecture::{Architecture, X86_64};
-use crate::discontiguous;
 use crate::image::{self, Image};
 use crate::lunar;
 use crate::machine::{Machine, Report, Wanted};
@@ -22,6 +21,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// How long the guest may be silent while it measures: a login and a filled disk take a tenth of that.
 const SILENCE_LIMIT: Duration = Duration::from_secs(180);
+/// This program in the guest, which goes there by other names.
+const SELF: &str = "lunar-conformance";
 /// How much of the console is shown when something fails.
 const LAST_LINES: usize = 60;
 
@@ -83,7 +84,10 @@ impl Run {
         // The guest's processor is this machine's, so far: what runs here runs there.
         let programs = out.join("bin");
         fs::create_dir_all(&programs)?;
-        fs::copy(std::env::current_exe()?, programs.join(discontiguous::NAME))?;
+        fs::copy(std::env::current_exe()?, programs.join(SELF))?;
+        for (name, _) in crate::IN_THE_GUEST {
+            std::os::unix::fs::symlink(SELF, programs.join(name))?;
+        }
         let init = fs::read(guest.join("init"))?;
         let image = image::make(ARCHITECTURE, &packages, &init, &out)?;
         let guest = guest.to_path_buf();

@@ -76,7 +76,7 @@ const ROWS: &[Row] = &[
     row("scenario", &["platform", "hca", "pcie", "initiator", "sim", "board", "scsi", "srp", "dma",
         "backend", "target", "firmware", "core", "handlers", "mgmt", "agent", "keeper", "cli",
         "offload-proto"], &[], Any),
-    row("conformance", &[], &[], Any),
+    row("conformance", &["platform", "scsi", "srp", "verbs-ibv", "verbs-ibv-sys"], &[], Any),
     row("xtask", &[], &[], Only(&["anyhow", "clap", "serde_json"])),
 ];
 

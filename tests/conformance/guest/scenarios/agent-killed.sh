@@ -3,19 +3,4 @@
 #: limit 300
 . /guest/initiator.sh
 
-target_start
-login
-disk
-file_system
-load 40
-for round in 1 2; do
-	still_loaded
-	agent_kill
-	sleep 2
-	agent_start
-	sleep 14
-done
-load_is_over
-file_system_is_clean
-logout
-target_stop
+killed_under_load agent_kill agent_start

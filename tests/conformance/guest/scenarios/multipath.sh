@@ -11,25 +11,6 @@ path() {
 	path=$(cat "/sys/block/${disk#/dev/}/dev")
 }
 
-# table PATH...: the multipath device over these paths from now on.
-table() {
-	size=$(blockdev --getsz "$disk")
-	line="0 $size multipath 1 queue_if_no_path 0 1 1 round-robin 0 $# 1"
-	for each in "$@"; do
-		line="$line $each 1"
-	done
-	if [ -e /dev/mapper/many ]; then
-		dmsetup --noudevsync reload many --table "$line" || fail "the paths cannot be changed"
-		# What is on its way ends first; what fails on the way waits in the new table.
-		dmsetup --noudevsync suspend --noflush many && dmsetup --noudevsync resume many ||
-			fail "the paths cannot be changed"
-	else
-		dmsetup --noudevsync create many --table "$line" || fail "there is no multipath device"
-		dmsetup mknodes
-	fi
-}
-
-modprobe -a dm_multipath dm_round_robin || fail "dm-multipath does not load"
 target_start
 path 1
 first=$host first_path=$path

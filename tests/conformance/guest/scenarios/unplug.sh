@@ -1,15 +1,18 @@
-#: the RDMA device is taken away under load and comes back: nobody hangs, a new login works
-#: targets lio
-#: limit 90
-# What blktests' srp/016 looks at. Lunar does not pass it with soft RoCE: its keeper holds the device open, and
-# rxe's removal waits for that (docs/testing.md).
+#: the link goes down and up; the RDMA device is taken away under load and comes back: nobody hangs, a new login works
+#: targets lio lunar
+#: limit 180
+# What blktests' srp/016 looks at.
 . /guest/initiator.sh
 
 target_start
+check "the link goes down" ip link set eth0 down
+wait_for 10 "the target noticed" target_says_port down
+check "the link comes up" ip link set eth0 up
+wait_for 10 "the target noticed" target_says_port up
 login
 disk
 fio --name=unplug --eta=never --thread --filename="$disk" --rw=randread --bs=4k --size=16m --iodepth=16 \
-	--ioengine=libaio --direct=1 --time_based --runtime=30 --output=/run/unplug &
+	--ioengine=libaio --direct=1 --time_based --runtime=12 --output=/run/unplug &
 load=$!
 sleep 3
 check "there is load" kill -0 $load

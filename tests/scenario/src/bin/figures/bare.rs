@@ -488,5 +488,6 @@ fn login_request() -> ConnectRequest<()> {
         connection: (),
         private_data: PrivateData::new(&bytes[..length]),
         peer: PeerAddress::new("fe80::1"),
+        device: 0,
     }
 }

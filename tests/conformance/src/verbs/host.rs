@@ -15,7 +15,7 @@ use lunar_verbs_ibv::host_memory::{Arena, HintLines, HostMemory, StopServing};
 use lunar_verbs_ibv::{Device, GroupPieces, IbvRegion};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::target::{Test, WANTED, wait};
+use super::target::{Test, WANTED, wait};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("copies_in_order_with_host_memory", copies_in_order_with_host_memory),
@@ -96,7 +96,7 @@ struct Card {
 
 impl Card {
     fn new(device: &Device) -> anyhow::Result<Self> {
-        let mut pieces = device.group(0, WANTED)?;
+        let mut pieces = device.group(0, WANTED, device)?;
         let region = pieces.memory.claim(BYTES)?;
         Ok(Self { pieces, region, completions: VecDeque::new() })
     }

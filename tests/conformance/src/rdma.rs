@@ -1,4 +1,4 @@
-//! A blocking initiator over the C interface, independent of the provider under test.
+//! A blocking RDMA peer over the C interface, independent of the provider under test. It knows no SRP.
 #![allow(unsafe_code)] // calls into librdmacm and libibverbs
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,9 +13,35 @@ use lunar_verbs_ibv_sys::Library;
 /// Where its receives are posted in its buffer, and how long each is.
 pub const RECEIVES_AT: usize = 0;
 pub const RECEIVE_BYTES: usize = 4096;
-pub const RECEIVES: usize = 16;
+pub const RECEIVES: usize = 144;
+/// Sends that may be posted and not completed.
+pub const SENDS: usize = 320;
 /// Where the rest of the buffer, for RDMA, begins.
 pub const DATA_AT: usize = RECEIVES_AT + RECEIVES * RECEIVE_BYTES;
+
+/// `wr_id` of a send; that of a receive is its number.
+pub const SENT: u64 = u64::MAX;
+
+/// A registration of the buffer.
+pub struct Exposed {
+    library: &'static Library,
+    mr: *mut sys::ibv_mr,
+}
+
+impl Exposed {
+    /// The peer's key for it.
+    pub fn key(&self) -> u32 {
+        // SAFETY: registered until `drop`.
+        unsafe { (*self.mr).rkey }
+    }
+}
+
+impl Drop for Exposed {
+    fn drop(&mut self) {
+        // SAFETY: registered by us.
+        unsafe { (self.library.ibv_dereg_mr)(self.mr) };
+    }
+}
 
 pub enum Answer {
     Accepted(Initiator, Vec<u8>),
@@ -43,12 +69,24 @@ fn check(result: i32, what: &'static str) -> anyhow::Result<()> {
 }
 
 impl Initiator {
-    /// Connects to `port` at `address` with `private_data`; waits for the answer.
+    /// Connects to `port` at `address` with `private_data`, and [`RECEIVES`] receives posted; waits for the
+    /// answer.
     pub fn connect(
         address: Ipv4Addr,
         port: u16,
         private_data: &[u8],
         bytes: usize,
+    ) -> anyhow::Result<Answer> {
+        Self::connect_with(address, port, private_data, bytes, RECEIVES)
+    }
+
+    /// [`Self::connect`] with so many receives posted.
+    pub fn connect_with(
+        address: Ipv4Addr,
+        port: u16,
+        private_data: &[u8],
+        bytes: usize,
+        receives: usize,
     ) -> anyhow::Result<Answer> {
         let library = Library::get()?;
         let mut to = libc::sockaddr_in {
@@ -76,7 +114,13 @@ impl Initiator {
             check(resolved, "resolve the address")?;
             check((library.rdma_resolve_route)(id, 2000), "resolve the route")?;
             this.pd = (library.ibv_alloc_pd)((*id).verbs);
-            this.cq = (library.ibv_create_cq)((*id).verbs, 64, ptr::null_mut(), ptr::null_mut(), 0);
+            this.cq = (library.ibv_create_cq)(
+                (*id).verbs,
+                (RECEIVES + SENDS) as i32,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                0,
+            );
             let access = sys::IBV_ACCESS_LOCAL_WRITE
                 | sys::IBV_ACCESS_REMOTE_READ
                 | sys::IBV_ACCESS_REMOTE_WRITE;
@@ -89,7 +133,7 @@ impl Initiator {
                 recv_cq: this.cq,
                 srq: ptr::null_mut(),
                 cap: sys::ibv_qp_cap {
-                    max_send_wr: 16,
+                    max_send_wr: SENDS as u32,
                     max_recv_wr: RECEIVES as u32,
                     max_send_sge: 1,
                     max_recv_sge: 1,
@@ -99,7 +143,7 @@ impl Initiator {
                 sq_sig_all: 1,
             };
             check((library.rdma_create_qp)(id, this.pd, &raw mut attr), "create the queue pair")?;
-            for receive in 0..RECEIVES {
+            for receive in 0..receives {
                 this.post_receive(receive)?;
             }
             let mut parameters = sys::rdma_conn_param {
@@ -174,8 +218,8 @@ impl Initiator {
         }
     }
 
-    /// Sends `length` bytes from `offset`; waits until they are acknowledged.
-    pub fn send(&mut self, offset: usize, length: usize) -> anyhow::Result<()> {
+    /// Posts a send of `length` bytes from `offset`. Its completion is [`SENT`].
+    pub fn post_send(&mut self, offset: usize, length: usize) -> anyhow::Result<()> {
         // SAFETY: inside the registered buffer.
         unsafe {
             let mut entry = sys::ibv_sge {
@@ -184,7 +228,7 @@ impl Initiator {
                 lkey: (*self.mr).lkey,
             };
             let mut work = sys::ibv_send_wr {
-                wr_id: u64::MAX,
+                wr_id: SENT,
                 sg_list: &raw mut entry,
                 num_sge: 1,
                 opcode: sys::IBV_WR_SEND,
@@ -192,16 +236,39 @@ impl Initiator {
                 ..sys::ibv_send_wr::EMPTY
             };
             let mut bad = ptr::null_mut();
-            check(sys::ibv_post_send((*self.id).qp, &raw mut work, &raw mut bad), "post a send")?;
+            check(sys::ibv_post_send((*self.id).qp, &raw mut work, &raw mut bad), "post a send")
         }
+    }
+
+    /// Sends `length` bytes from `offset`; waits until they are acknowledged.
+    pub fn send(&mut self, offset: usize, length: usize) -> anyhow::Result<()> {
+        self.post_send(offset, length)?;
         let completion = self.completion()?;
-        ensure!(completion.wr_id == u64::MAX, "a receive completed first");
+        ensure!(completion.wr_id == SENT, "a receive completed first");
         Ok(())
+    }
+
+    /// A key for the buffer from `offset` on, beside the one of [`Self::remote`], which is over when it is dropped.
+    pub fn expose(&mut self, offset: usize) -> anyhow::Result<Exposed> {
+        let access = sys::IBV_ACCESS_LOCAL_WRITE
+            | sys::IBV_ACCESS_REMOTE_READ
+            | sys::IBV_ACCESS_REMOTE_WRITE;
+        let bytes = &mut self.buffer[offset..];
+        let (first, length) = (bytes.as_mut_ptr().cast(), bytes.len());
+        // SAFETY: the buffer is there as long as the protection domain, which outlives its regions.
+        let mr = unsafe { (self.library.ibv_reg_mr)(self.pd, first, length, access as i32) };
+        ensure!(!mr.is_null(), "register: {}", std::io::Error::last_os_error());
+        Ok(Exposed { library: self.library, mr })
     }
 
     /// The next successful completion.
     pub fn completion(&mut self) -> anyhow::Result<sys::ibv_wc> {
-        let until = Instant::now() + Duration::from_secs(20);
+        self.completion_within(Duration::from_secs(20))?.context("no completion within 20 s")
+    }
+
+    /// The next successful completion, if it comes within `patience`.
+    pub fn completion_within(&mut self, patience: Duration) -> anyhow::Result<Option<sys::ibv_wc>> {
+        let until = Instant::now() + patience;
         let mut completion = sys::ibv_wc::default();
         while Instant::now() < until {
             // SAFETY: the queue is alive, and there is room for one.
@@ -209,12 +276,12 @@ impl Initiator {
                 0 => std::thread::sleep(Duration::from_micros(200)),
                 1 => {
                     ensure!(completion.status == 0, "a work request failed: {completion:?}");
-                    return Ok(completion);
+                    return Ok(Some(completion));
                 }
                 other => bail!("poll: {other}"),
             }
         }
-        bail!("no completion within 20 s")
+        Ok(None)
     }
 
     pub fn disconnect(&mut self) {
