@@ -163,7 +163,9 @@ async fn prove(stream: TcpStream, keys: &Path) -> Result<TlsStream<TcpStream>, S
         }
         Err(_) => {
             let seconds = HANDSHAKE_PATIENCE.as_secs();
-            Err(format!("it has not proved itself within {seconds} s: only a card of Lunar belongs there"))
+            Err(format!(
+                "it has not proved itself within {seconds} s: only a card of Lunar belongs there"
+            ))
         }
     }
 }

@@ -25,7 +25,8 @@ impl Refusals {
         let mut state = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.count = state.count.saturating_add(1);
         state.last = format!("the card at {place} was refused: {reason}");
-        let repeats = state.logged.as_ref().is_some_and(|(of, at)| of == reason && at.elapsed() < REPEAT);
+        let repeats =
+            state.logged.as_ref().is_some_and(|(of, at)| of == reason && at.elapsed() < REPEAT);
         if !repeats {
             state.logged = Some((reason.to_owned(), Instant::now()));
             warn!(refused = state.count, "{}", state.last);

@@ -76,7 +76,9 @@ pub enum KeysError {
         reason: String,
     },
     /// Others may read the private key.
-    #[error("{path}: others can read it (mode {mode:04o}), and so could pass for this {role}: chmod 600 {path}")]
+    #[error(
+        "{path}: others can read it (mode {mode:04o}), and so could pass for this {role}: chmod 600 {path}"
+    )]
     Exposed {
         /// The file.
         path: String,
@@ -302,8 +304,7 @@ impl ServerCertVerifier for Watched<Arc<WebPkiServerVerifier>> {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verdict =
-            self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        let verdict = self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now);
         self.seen.heard(certificate, &verdict);
         verdict
     }
@@ -344,13 +345,12 @@ impl ClientCertVerifier for Watched<Arc<dyn ClientCertVerifier>> {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verdict = self.inner.verify_client_cert(certificate, intermediates, now).and_then(
-            |verified| {
+        let verdict =
+            self.inner.verify_client_cert(certificate, intermediates, now).and_then(|verified| {
                 let parsed = ParsedCertificate::try_from(certificate)?;
                 verify_server_name(&parsed, &name_of(Role::Card)?)?;
                 Ok(verified)
-            },
-        );
+            });
         self.seen.heard(certificate, &verdict);
         verdict
     }

@@ -10,15 +10,13 @@ use crate::Role;
 const NAME_CHARACTERS_MAX: usize = 64;
 
 /// The way out of most of it.
-const MAKE_NEW: &str = "make new keys with `lunar keys` and put its `agent` on the host and its `card` on the card";
+const MAKE_NEW: &str =
+    "make new keys with `lunar keys` and put its `agent` on the host and its `card` on the card";
 
 /// Whether only the dates of the certificate are wrong.
 pub(crate) fn is_about_dates(error: &CertificateError) -> bool {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-    matches!(
-        error,
-        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
-    )
+    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
 }
 
 /// What is wrong with `certificate`, which should be that of `wanted`, where `authority` is trusted.
@@ -70,7 +68,9 @@ pub(crate) fn of_tls(error: &Error, own: Role, own_issuer: &str) -> String {
                     "{refusal}: it does not take those that `{own_issuer}` signed: {MAKE_NEW}"
                 ),
                 AlertDescription::CertificateExpired => {
-                    format!("{refusal}: it is not valid today by its clock: {MAKE_NEW}, or set its clock")
+                    format!(
+                        "{refusal}: it is not valid today by its clock: {MAKE_NEW}, or set its clock"
+                    )
                 }
                 AlertDescription::UnsupportedCertificate | AlertDescription::BadCertificate => {
                     format!(
@@ -103,7 +103,10 @@ pub(crate) fn issuer(certificate: &CertificateDer<'_>) -> String {
     named(certificate, |parsed| parsed.issuer().to_vec())
 }
 
-fn named(certificate: &CertificateDer<'_>, name: fn(&webpki::EndEntityCert<'_>) -> Vec<u8>) -> String {
+fn named(
+    certificate: &CertificateDer<'_>,
+    name: fn(&webpki::EndEntityCert<'_>) -> Vec<u8>,
+) -> String {
     let parsed = webpki::EndEntityCert::try_from(certificate);
     let common_name = parsed.ok().and_then(|parsed| common_name(&name(&parsed)));
     common_name.unwrap_or_else(|| "somebody without a name".to_owned())

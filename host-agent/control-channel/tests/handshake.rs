@@ -39,8 +39,7 @@ fn meet(agent: &Identity, card: &Identity) -> (Said, Said) {
         let mut bytes = answer.as_slice();
         while !bytes.is_empty() && card_says.is_none() {
             card.read_tls(&mut bytes).unwrap();
-            card_says =
-                card.process_new_packets().err().map(|error| cards_witness.explain(&error));
+            card_says = card.process_new_packets().err().map(|error| cards_witness.explain(&error));
         }
         if wire.is_empty() && answer.is_empty() {
             break;
@@ -108,7 +107,10 @@ fn an_agent_of_another_authority_is_refused_by_the_card() {
     let card = keys.identity(&ours, Role::Card, Validity::days(10));
     let (agent_says, card_says) = meet(&agent, &card);
     let agent_says = agent_says.unwrap();
-    assert!(agent_says.starts_with("the card refuses the certificate of this agent"), "{agent_says}");
+    assert!(
+        agent_says.starts_with("the card refuses the certificate of this agent"),
+        "{agent_says}"
+    );
     assert!(card_says.unwrap().contains(&format!("is signed by `{}`", theirs.name())));
 }
 
@@ -162,7 +164,9 @@ fn a_certificate_of_the_other_role_is_refused_by_the_peer() {
     assert!(card_says.unwrap().starts_with("its certificate is that of `card`, which is no agent"));
     assert!(agent_says.unwrap().contains("it is not that of a"));
     let (agent_says, card_says) = meet(&agent, &agent);
-    assert!(agent_says.unwrap().starts_with("its certificate is that of `agent`, which is no card"));
+    assert!(
+        agent_says.unwrap().starts_with("its certificate is that of `agent`, which is no card")
+    );
     assert!(card_says.unwrap().contains("it is not that of a"));
 }
 
