@@ -272,7 +272,8 @@ impl Witness {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(inner) => self.explain(inner),
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                format!("the {} closed the connection in the middle", self.role.peer().name())
+                let peer = self.role.peer().name();
+                format!("the {peer} closed the connection in the middle of the handshake")
             }
             None => error.to_string(),
         }

@@ -61,6 +61,9 @@ pub(crate) fn of_certificate(
 pub(crate) fn of_tls(error: &Error, own: Role, own_issuer: &str) -> String {
     let (own, peer) = (own.name(), own.peer().name());
     match error {
+        Error::AlertReceived(AlertDescription::CloseNotify) => {
+            format!("the {peer} closed the connection in the middle of the handshake")
+        }
         Error::AlertReceived(alert) => {
             let refusal = format!("the {peer} refuses the certificate of this {own}");
             match alert {

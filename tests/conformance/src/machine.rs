@@ -125,6 +125,8 @@ pub struct Machine {
     unread: Vec<String>,
     partial: String,
     nonce: String,
+    /// When it was started.
+    pub started: Instant,
     /// Where everything that its console printed is kept.
     pub console: PathBuf,
 }
@@ -146,6 +148,7 @@ impl Machine {
             unread: Vec::new(),
             partial: String::new(),
             nonce,
+            started: Instant::now(),
             console,
         })
     }

@@ -248,7 +248,7 @@ fn tried_twice<T>(boot: impl Fn() -> Result<T>) -> Result<T> {
 
 /// Waits until a machine that was just started is up.
 fn up(mut machine: Machine) -> Result<Machine> {
-    let started = Instant::now();
+    let started = machine.started;
     let report = machine.report(started + BOOT_LIMIT);
     let says = || format!("its console says:\n{}", machine.last_words(LAST_LINES));
     match report.with_context(says)? {

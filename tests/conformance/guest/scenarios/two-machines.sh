@@ -60,7 +60,8 @@ verified "of 4 KiB" --filename=/mnt/4k --rw=randwrite --bs=4k --size=1m --iodept
 verified "of 128 KiB" --filename=/mnt/128k --rw=write --bs=128k --size=4m --iodepth=4
 
 load 22
-on_host agent_kill || fail "the agent was not there to be killed"
+check "the agent is killed" \
+	on_host "agent_kill; wait_for 30 gone process_is_gone \$(cat $run/lunar-agent.pid)"
 sleep 2
 on_host agent_start
 still_loaded
@@ -97,7 +98,7 @@ measure "HostDram: not over plain verbs (docs/decisions/0007)"
 
 # The image, in the host's memory, holds what the initiator wrote.
 written=$(sha256sum </run/original)
-found=$(on_host "mount -o loop,ro $image/disk0 /mnt && sha256sum </mnt/copy; umount /mnt")
+found=$(on_host "modprobe -a loop ext4 && mount -t ext4 -o loop,ro $image/disk0 /mnt && sha256sum </mnt/copy; umount /mnt")
 check "the host finds in its image what the initiator copied: $written" test "$found" = "$written"
 
 ended lunar-firmware
