@@ -349,13 +349,13 @@ mod tests {
 
     #[test]
     fn who_was_refused_is_told_only_where_somebody_was() {
-        let mut reply = wire::ShowReply::default();
-        reply.control = Some(wire::ControlChannel::default());
-        assert!(!show(&reply, None).contains("Refused"));
-        let last_refusal =
-            "the card at 192.0.2.7:4000 was refused: it showed no certificate".to_owned();
-        reply.control = Some(wire::ControlChannel { refused: 3, last_refusal });
-        let text = show(&reply, None);
+        let shown = |refused, last_refusal: &str| {
+            let last_refusal = last_refusal.to_owned();
+            let control = Some(wire::ControlChannel { refused, last_refusal });
+            show(&wire::ShowReply { control, ..wire::ShowReply::default() }, None)
+        };
+        assert!(!shown(0, "").contains("Refused"));
+        let text = shown(3, "the card at 192.0.2.7:4000 was refused: it showed no certificate");
         assert!(
             text.contains("Refused at the control channel: 3, the last: the card at 192.0.2.7"),
             "{text}"

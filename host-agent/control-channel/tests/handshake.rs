@@ -1,7 +1,7 @@
 //! Handshakes in memory: who is let in, and what both ends say of whom they are not.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use lunar_control_channel::make::{Authority, Validity, make};
