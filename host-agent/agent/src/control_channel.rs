@@ -2,9 +2,12 @@
 //! business; here they are only moved.
 //!
 //! Whoever connects is believed first: over a Unix socket by the user that it runs as, over TCP by its certificate.
-//! Proving takes as long as the stranger likes, up to a bound, and many may be at it; only those who have proved
-//! themselves wait for their turn in [`serve`], so nobody else can keep a card from it.
+//! Proving takes as long as the stranger likes, up to a bound; many may be at it, and when they are too many, the one that
+//! has taken longest is dropped. Only those who have proved themselves wait for their turn in [`serve`], so nobody else
+//! can keep a card from it.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +17,8 @@ use lunar_offload_proto::control::{Decoder, Encoder, ToHost};
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -30,8 +33,11 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many strangers may be at their handshakes, or wait for their turn, at a time; the others wait in the backlog.
+/// How many strangers may be at their handshakes at a time.
 const STRANGERS_MAX: usize = 64;
+
+/// How many that have proved to be cards may wait for their turn; usually it is the one that starts again.
+pub(crate) const WAITING_MAX: usize = 8;
 
 /// How long a peer that is sent away may take to hear why.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
@@ -66,9 +72,10 @@ pub(crate) async fn serve(
         engine.send(ToEngine::CardConnected { connection }).await?;
         let reason = exchange(&mut stream, connection, &engine, &mut outbound).await;
         info!(connection, place, reason, "the control channel is closed");
-        engine.send(ToEngine::CardLost { connection, reason }).await?;
+        let told = engine.send(ToEngine::CardLost { connection, reason }).await;
         // A card that does not wait for the end of it has no use for it.
         let _ = timeout(GOODBYE_PATIENCE, stream.shutdown()).await;
+        told?;
     }
     Ok(())
 }
@@ -106,9 +113,8 @@ pub(crate) async fn accept_tcp(
     cards: Sender<Card>,
     refusals: Arc<Refusals>,
 ) {
-    let room = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let mut strangers: VecDeque<(AbortHandle, SocketAddr)> = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -116,17 +122,29 @@ pub(crate) async fn accept_tcp(
                 continue;
             }
         };
+        strangers.retain(|(handshake, _)| !handshake.is_finished());
+        if strangers.len() >= STRANGERS_MAX
+            && let Some((handshake, longest)) = strangers.pop_front()
+        {
+            handshake.abort();
+            let reason = format!("it had not proved itself when {STRANGERS_MAX} others were at it");
+            refusals.note(&longest.to_string(), &reason);
+        }
         let (keys, cards, refusals) = (keys.clone(), cards.clone(), Arc::clone(&refusals));
-        tokio::spawn(async move {
-            match prove(stream, &keys).await {
-                // When nobody receives any more, the agent stops.
-                Ok(stream) => drop(
-                    cards.send(Card { stream: Box::new(stream), place: address.to_string() }).await,
-                ),
-                Err(reason) => refusals.note(&address.to_string(), &reason),
+        let handshake = tokio::spawn(async move {
+            let place = address.to_string();
+            let proved = prove(stream, &keys).await;
+            let refused = proved.and_then(|stream| {
+                let card = Card { stream: Box::new(stream), place: place.clone() };
+                cards.try_send(card).map_err(|_| {
+                    format!("{WAITING_MAX} others wait already, and an agent serves one card: stop the others")
+                })
+            });
+            if let Err(reason) = refused {
+                refusals.note(&place, &reason);
             }
-            drop(place);
         });
+        strangers.push_back((handshake.abort_handle(), address));
     }
 }
 

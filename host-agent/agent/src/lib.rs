@@ -111,7 +111,7 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let spin = Duration::from_micros(options.spin_us);
     let engine = Engine::new(Parts { tree, offer, epoch, notes, spin, inbox, outbound })?;
 
-    let (cards, cards_to_serve) = mpsc::channel(1);
+    let (cards, cards_to_serve) = mpsc::channel(control_channel::WAITING_MAX);
     let refusals = Arc::new(Refusals::default());
     let _control_paths = listen(options, &cards, &refusals).await?;
     drop(cards);

@@ -620,12 +620,14 @@ fn strangers_that_say_nothing_do_not_keep_a_card_out() {
     let board = Board::start_over(Over::Tls, CONFIGURATION);
     let _silent: Vec<TcpStream> = (0..20).map(|_| connected_over_tcp(&board)).collect();
     Card::connect(&board).meet(41, false);
-    // As many as may be at their handshakes: the card waits until the first of them are dropped.
+    // More than may be at their handshakes: those that have taken longest go first, the last in the end.
     let silent: Vec<TcpStream> = (0..80).map(|_| connected_over_tcp(&board)).collect();
     Card::connect(&board).meet(42, false);
     for mut stream in silent {
         assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "a silent one is dropped");
     }
+    let told = refused(&board, 100);
+    assert!(told.contains("has not proved itself within 10 s"), "{told}");
 }
 
 #[test]
