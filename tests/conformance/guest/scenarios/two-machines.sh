@@ -1,4 +1,4 @@
-#: card and host are two machines: rings and data by RDMA, control by TLS; the agent killed, a wrong certificate refused
+#: card and host are two machines: rings and data by RDMA, control by TLS; agent killed, wire cut, wrong certificates refused
 #: targets lunar
 #: machines 2
 #: limit 400
@@ -59,13 +59,19 @@ check "copy" cp /run/original /mnt/copy
 verified "of 4 KiB" --filename=/mnt/4k --rw=randwrite --bs=4k --size=1m --iodepth=8
 verified "of 128 KiB" --filename=/mnt/128k --rw=write --bs=128k --size=4m --iodepth=4
 
-load 22
+load 32
 check "the agent is killed" \
 	on_host "agent_kill; wait_for 30 gone process_is_gone \$(cat $run/lunar-agent.pid)"
 sleep 2
 on_host agent_start
 still_loaded
 wait_for 60 "card and agent have met again" host_is_serving
+
+# Longer than the agent waits for a sign of life, and than RDMA tries.
+check "the wire is cut for a while" on_host "ip link set eth0 down && sleep 4 && ip link set eth0 up"
+wait_for 60 "card and agent have met over the mended wire" host_is_serving
+still_loaded
+load_is_over
 
 # A card with the keys of other people, which does believe this host: so it is its own certificate that is judged.
 $run/bin/lunar keys $run/others >/dev/null || fail "no other keys"
@@ -84,9 +90,8 @@ wait_for 30 "a card says what is wrong with the host" \
 wait_for 30 "the host is told what a card thinks of it" \
 	logged lunar-agent 'the card refuses the certificate of this agent'
 check "lunar show counts them" on_host "$run/bin/lunar --api $run/api.sock show | grep 'Refused at the control channel: '"
-still_loaded
+verified "beside those that are refused again and again" --filename=/mnt/beside --rw=randwrite --bs=4k --size=1m --iodepth=8
 kill $firmware $other
-load_is_over
 check "the card in use has not noticed" host_is_serving
 
 file_system_is_clean
