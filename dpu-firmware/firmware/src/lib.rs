@@ -7,6 +7,7 @@
 
 mod control;
 mod group;
+mod socket;
 mod wake;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use lunar_control_channel::ControlAddress;
 use lunar_offload_proto::control::{Limits, feature, hello};
 use lunar_platform::{Nanoseconds, Platform};
 use lunar_target::{AgentLink, Coordinator, GroupLimits, GroupParts, PollGroup, mailbox};
@@ -44,9 +46,14 @@ pub struct GroupHardware<P: Platform> {
 /// How the firmware runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Unix socket of the host agent's control channel.
-    #[arg(long, value_name = "PATH", default_value = "/run/lunar/control.sock")]
-    pub control: PathBuf,
+    /// The host agent's --control: the path of its Unix socket, or ADDRESS:PORT where the host is another machine, over
+    /// TCP with TLS (see --tls).
+    #[arg(long, value_name = "PATH|ADDRESS:PORT", default_value = "/run/lunar/control.sock")]
+    pub control: ControlAddress,
+    /// The card's keys, for --control ADDRESS:PORT: the directory `card` that `lunar keys` makes. Read anew for every
+    /// connection.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub tls: Option<PathBuf>,
     /// Cores of the poll groups, one each, in order; without it they are not pinned.
     #[arg(long, value_name = "CORE", value_delimiter = ',')]
     pub cores: Vec<usize>,
@@ -153,8 +160,10 @@ impl Stop {
 /// Runs a card until `stop`. Blocks.
 ///
 /// # Errors
-/// When the card's memory cannot be claimed, a thread not be started, or a core not be used.
+/// When the way to the agent is not whole, the card's memory cannot be claimed, a thread not be started, or a core not
+/// be used.
 pub fn run<P: Platform>(card: Card<P>, options: &Options, stop: &Stop) -> anyhow::Result<()> {
+    let route = socket::Route::new(options)?;
     let clock = Clock(Instant::now());
     let count = card.groups.len();
     let mut links = Vec::with_capacity(count);
@@ -198,7 +207,8 @@ pub fn run<P: Platform>(card: Card<P>, options: &Options, stop: &Stop) -> anyhow
         coordinator,
         link,
         clock,
-        path: options.control.clone(),
+        route,
+        said: String::new(),
         wake: control_wake,
         groups: wakes.clone(),
         stop: stop.clone(),

@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
         "this lunar-firmware was built without a hardware provider, so there is no HCA to serve \
          (control channel {}); build it with the provider of your card, cargo build -p \
          lunar-firmware --features ibverbs, or run the emulator: cargo run --release",
-        options.control.display()
+        options.control
     )
 }
 

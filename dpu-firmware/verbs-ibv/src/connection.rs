@@ -20,6 +20,9 @@ use crate::error::{checked, checked_errno, checked_pointer};
 const REJECT_BYTES_MAX: usize = 148;
 /// "No limit" of RNR retries (IBTA 9.7.5.2.8).
 pub(crate) const RNR_RETRY_UNLIMITED: u8 = 7;
+/// How often what is not acknowledged is sent again. Not the 7 that the field can hold: soft RoCE takes that for "for ever",
+/// and a peer that is gone would never be found out.
+const RETRY_COUNT: u8 = 6;
 /// Encoded 0.64 ms: how long a peer waits after an RNR NAK (IBTA table 46).
 const MIN_RNR_TIMER: u8 = 12;
 
@@ -382,7 +385,7 @@ fn parameters(private_data: &[u8], reads: Reads) -> sys::rdma_conn_param {
         responder_resources: reads.responder,
         initiator_depth: reads.initiator,
         flow_control: 1,
-        retry_count: 7,
+        retry_count: RETRY_COUNT,
         rnr_retry_count: RNR_RETRY_UNLIMITED,
         srq: 0,
         qp_num: 0,

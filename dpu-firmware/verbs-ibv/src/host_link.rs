@@ -44,7 +44,7 @@ const EVENT_POLLS: u32 = 256;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long finding the address or the path may take, in milliseconds.
 const RESOLVE_MS: i32 = 2000;
-/// A host that dies says nothing. It counts as gone after eight times 0.27 s without acknowledgement;
+/// A host that dies says nothing. It counts as gone after seven times 0.27 s without acknowledgement;
 /// the connection manager's own estimate makes that 18 s (rxe).
 const ACK_TIMEOUT: u8 = 16;
 /// Bytes that a flush reads.

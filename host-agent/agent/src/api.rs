@@ -1,6 +1,7 @@
 //! The gRPC API: turns calls into questions to the engine, and nothing else. `proto/agent.proto` documents it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -8,6 +9,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::line::{EngineLine, Question, ToEngine};
+use crate::refusals::Refusals;
 
 /// The API's messages, its server and its client, as generated.
 #[allow(missing_docs, clippy::all)]
@@ -26,6 +28,7 @@ pub(crate) const SOFTWARE: &str = concat!("lunar-agent ", env!("CARGO_PKG_VERSIO
 struct Api {
     epoch: u64,
     engine: EngineLine,
+    refusals: Arc<Refusals>,
 }
 
 impl Api {
@@ -61,7 +64,10 @@ impl Agent for Api {
         &self,
         _: Request<wire::ShowRequest>,
     ) -> Result<Response<wire::ShowReply>, Status> {
-        Ok(Response::new(*self.ask(Question::Show).await?))
+        let mut reply = *self.ask(Question::Show).await?;
+        let (refused, last_refusal) = self.refusals.told();
+        reply.control = Some(wire::ControlChannel { refused, last_refusal });
+        Ok(Response::new(reply))
     }
 
     async fn resync_size(
@@ -79,10 +85,11 @@ pub(crate) async fn serve(
     listener: UnixListener,
     engine: EngineLine,
     epoch: u64,
+    refusals: Arc<Refusals>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
-        .add_service(AgentServer::new(Api { epoch, engine }))
+        .add_service(AgentServer::new(Api { epoch, engine, refusals }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
 }

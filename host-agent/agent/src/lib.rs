@@ -4,7 +4,7 @@
 //! * `engine`: the one thread that serves rings and devices; the core decides, it carries out.
 //! * `control_channel`, [`api`]: sockets, on a second thread; they talk to the engine over `line`.
 //! * `devices`: the handlers of the configured devices. `epoch`: who this agent is. `show`, `latency`: what is told of
-//!   it all. `socket`: how sockets are bound.
+//!   it all. `refusals`: who was not let in. `socket`: how sockets are bound.
 //!
 //! Nothing here decides about commands.
 
@@ -15,14 +15,18 @@ mod engine;
 mod epoch;
 mod latency;
 mod line;
+mod refusals;
 mod show;
 mod socket;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use lunar_control_channel::{ControlAddress, Identity, Role};
 use lunar_keeper::client::Notice;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -30,6 +34,8 @@ use tracing::{info, warn};
 use crate::engine::{Engine, Parts};
 use crate::epoch::Notes;
 use crate::line::{EngineLine, ToEngine};
+use crate::refusals::Refusals;
+use crate::socket::SocketPath;
 
 /// How long a keeper that is being started beside the agent may take to answer.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,9 +50,14 @@ pub struct Options {
     /// The keeper's socket (lunar-arena --socket).
     #[arg(long, value_name = "PATH", default_value = "/run/lunar/keeper.sock")]
     pub keeper: PathBuf,
-    /// The socket that the card's firmware connects to; made with mode 0600.
-    #[arg(long, value_name = "PATH", default_value = "/run/lunar/control.sock")]
-    pub control: PathBuf,
+    /// Where the card's firmware connects: the path of a Unix socket, made with mode 0600, or ADDRESS:PORT for a card that
+    /// is another machine, over TCP with TLS (see --tls). May be given several times.
+    #[arg(long, value_name = "PATH|ADDRESS:PORT", default_value = "/run/lunar/control.sock")]
+    pub control: Vec<ControlAddress>,
+    /// The agent's keys, for --control ADDRESS:PORT: the directory `agent` that `lunar keys` makes. Read anew for every
+    /// connection.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub tls: Option<PathBuf>,
     /// The socket that `lunar` connects to; made with mode 0600.
     #[arg(long, value_name = "PATH", default_value = api::SOCKET_DEFAULT)]
     pub api: PathBuf,
@@ -100,7 +111,10 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let spin = Duration::from_micros(options.spin_us);
     let engine = Engine::new(Parts { tree, offer, epoch, notes, spin, inbox, outbound })?;
 
-    let (control_listener, _control_path) = socket::bind(&options.control, "--control")?;
+    let (cards, cards_to_serve) = mpsc::channel(control_channel::WAITING_MAX);
+    let refusals = Arc::new(Refusals::default());
+    let _control_paths = listen(options, &cards, &refusals).await?;
+    drop(cards);
     let (api_listener, _api_path) = socket::bind(&options.api, "--api")?;
     let (engine_ended, mut engine_end) = oneshot::channel::<()>();
     let engine_thread =
@@ -110,16 +124,16 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
             engine.run();
         })?;
     let control =
-        tokio::spawn(control_channel::serve(control_listener, engine_line.clone(), to_control));
+        tokio::spawn(control_channel::serve(cards_to_serve, engine_line.clone(), to_control));
     let (api_stop, api_stopped) = oneshot::channel::<()>();
     let stopped = async move {
         let _ = api_stopped.await;
     };
-    let api = tokio::spawn(api::serve(api_listener, engine_line.clone(), epoch, stopped));
+    let api = tokio::spawn(api::serve(api_listener, engine_line.clone(), epoch, refusals, stopped));
     info!(
         epoch,
         config = %options.config.display(),
-        control = %options.control.display(),
+        control = options.control.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         api = %options.api.display(),
         "the agent serves"
     );
@@ -142,6 +156,43 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let _ =
         tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(control, api) }).await;
     failed.map_or(Ok(()), Err)
+}
+
+/// Listens wherever `--control` says. The Unix sockets go when what this returns is dropped.
+async fn listen(
+    options: &Options,
+    cards: &mpsc::Sender<control_channel::Card>,
+    refusals: &Arc<Refusals>,
+) -> anyhow::Result<Vec<SocketPath>> {
+    let mut paths = Vec::new();
+    for control in &options.control {
+        let (cards, refusals) = (cards.clone(), Arc::clone(refusals));
+        match control {
+            ControlAddress::Unix(path) => {
+                let (listener, path) = socket::bind(path, "--control")?;
+                paths.push(path);
+                tokio::spawn(control_channel::accept_unix(listener, cards, refusals));
+            }
+            ControlAddress::Tcp(address) => {
+                let keys = options.tls.clone().with_context(|| {
+                    format!(
+                        "--control {address}: over a network card and agent have to prove themselves, and this \
+                         agent has no keys: make some with `lunar keys DIRECTORY`, and add --tls DIRECTORY/agent"
+                    )
+                })?;
+                // Read again for every connection; here, so that a mistake is told at the start.
+                let identity = Identity::load(&keys, Role::Agent)?;
+                if let Some(warning) = identity.warning() {
+                    warn!(keys = %keys.display(), "no card will take this agent: {warning}");
+                }
+                let listener = TcpListener::bind(address).await.with_context(|| {
+                    format!("--control {address} cannot be bound: see that it is an address of this machine, and free")
+                })?;
+                tokio::spawn(control_channel::accept_tcp(listener, keys, cards, refusals));
+            }
+        }
+    }
+    Ok(paths)
 }
 
 fn read_configuration(options: &Options) -> anyhow::Result<lunar_mgmt::Tree> {

@@ -39,6 +39,8 @@ pub(crate) fn reply(sources: &Sources<'_>) -> wire::ShowReply {
         sgv: statistics.sgv.iter().map(sgv).collect(),
         rings: statistics.rings.iter().map(ring).collect(),
         statistics_missing: missing.to_owned(),
+        // Not the engine's to tell.
+        control: None,
     }
 }
 

@@ -1,14 +1,20 @@
 //! The agent as a process of its own, with a keeper and a scripted card: what a card does, step by step, without any of
 //! the card's code.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant, SystemTime};
 
 use lunar_agent::api::{self, wire};
+use lunar_control_channel::make::{Authority, Validity, make};
+use lunar_control_channel::rustls::{ClientConnection, StreamOwned};
+use lunar_control_channel::{Identity, Role};
 use lunar_core::ring::ArenaWindow;
 use lunar_handlers::Arena;
 use lunar_offload_proto::control::{
@@ -27,14 +33,40 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const DISK_BYTES: usize = 64 * 4096;
 
+/// What the card is connected over. What is promised of the control channel holds over either.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    Unix,
+    Tls,
+}
+
+const BOTH: [Over; 2] = [Over::Unix, Over::Tls];
+
 struct Board {
     directory: tempfile::TempDir,
+    over: Over,
+    /// An address of this machine that no other test has, for `Over::Tls`.
+    address: SocketAddr,
     agent: Child,
+}
+
+/// Loopback has 2^24 addresses; a port alone might be another test's by the time the agent binds it.
+fn own_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [high, low, ..] = std::process::id().to_be_bytes().map(|byte| byte.max(1))[2..] else {
+        panic!("a process id has four bytes")
+    };
+    let last = NEXT.fetch_add(1, Ordering::Relaxed);
+    (Ipv4Addr::new(127, high, low, last), 5558).into()
 }
 
 impl Board {
     /// A keeper, a disk file, a configuration, and an agent.
     fn start(configuration: &str) -> Self {
+        Self::start_over(Over::Unix, configuration)
+    }
+
+    fn start_over(over: Over, configuration: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keeper = lunar_keeper::Options {
             socket: directory.path().join("keeper"),
@@ -52,18 +84,25 @@ impl Board {
         std::fs::write(&disk, vec![0x5a; DISK_BYTES]).unwrap();
         let configuration = configuration.replace("DISK", disk.to_str().unwrap());
         std::fs::write(directory.path().join("scst.conf"), configuration).unwrap();
-        let agent = Self::spawn(directory.path());
-        Self { directory, agent }
+        make(&directory.path().join("keys"), Validity::days(2), false).unwrap();
+        let address = own_address();
+        let agent = Self::spawn(directory.path(), over, address);
+        Self { directory, over, address, agent }
     }
 
-    fn spawn(directory: &Path) -> Child {
+    fn spawn(directory: &Path, over: Over, address: SocketAddr) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
-        for (option, file) in
-            [("config", "scst.conf"), ("keeper", "keeper"), ("control", "control"), ("api", "api")]
-        {
+        for (option, file) in [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api")] {
             command.arg(format!("--{option}")).arg(directory.join(file));
         }
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        match over {
+            Over::Unix => command.arg("--control").arg(directory.join("control")),
+            Over::Tls => {
+                command.args(["--control", &address.to_string()]);
+                command.arg("--tls").arg(directory.join("keys/agent"))
+            }
+        };
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -74,7 +113,7 @@ impl Board {
     fn replace_agent(&mut self) {
         self.agent.kill().unwrap();
         self.agent.wait().unwrap();
-        self.agent = Self::spawn(self.directory.path());
+        self.agent = Self::spawn(self.directory.path(), self.over, self.address);
     }
 
     fn ask<T>(
@@ -106,24 +145,51 @@ impl Drop for Board {
     }
 }
 
+trait Stream: Read + Write + Send {}
+
+impl<S: Read + Write + Send> Stream for S {}
+
 /// The control channel's far end.
 struct Card {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     decoder: Decoder<ToCard>,
     encoder: Encoder,
 }
 
+/// Tries until the agent is there.
+fn connected<S>(connect: impl Fn() -> std::io::Result<S>) -> S {
+    let start = Instant::now();
+    loop {
+        match connect() {
+            Ok(stream) => return stream,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "no agent: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn connected_over_tcp(board: &Board) -> TcpStream {
+    let stream = connected(|| TcpStream::connect(board.address));
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// A card's end of TLS, with the keys in `directory`. Nothing was sent yet.
+fn over_tls(board: &Board, directory: &Path) -> StreamOwned<ClientConnection, TcpStream> {
+    let (session, _) = Identity::load(directory, Role::Card).unwrap().card().unwrap();
+    StreamOwned::new(session, connected_over_tcp(board))
+}
+
 impl Card {
     fn connect(board: &Board) -> Self {
-        let start = Instant::now();
-        let stream = loop {
-            match UnixStream::connect(board.path("control")) {
-                Ok(stream) => break stream,
-                Err(error) => assert!(start.elapsed() < PATIENCE, "no agent: {error}"),
+        let stream: Box<dyn Stream> = match board.over {
+            Over::Unix => {
+                let stream = connected(|| UnixStream::connect(board.path("control")));
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                Box::new(stream)
             }
-            std::thread::sleep(Duration::from_millis(5));
+            Over::Tls => Box::new(over_tls(board, &board.path("keys/card"))),
         };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream, decoder: Decoder::new(), encoder: Encoder::new() }
     }
 
@@ -143,8 +209,14 @@ impl Card {
                 None => match self.stream.read(&mut bytes) {
                     Ok(0) => return None,
                     Ok(length) => self.decoder.push(&bytes[..length]),
-                    // It closed before it had read everything; what it had sent came first.
-                    Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                    // It closed before it had read everything; what it had sent came first. A killed one says
+                    // nothing at all, which TLS minds.
+                    Err(error)
+                        if [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof]
+                            .contains(&error.kind()) =>
+                    {
+                        return None;
+                    }
                     Err(error) => panic!("{error}"),
                 },
             }
@@ -340,35 +412,39 @@ fn unit(configuration: &control::Configuration, name: &str) -> u32 {
 
 #[test]
 fn a_card_is_configured_and_its_ring_operations_reach_the_file() {
-    let board = Board::start(CONFIGURATION);
-    let mut card = Card::connect(&board);
-    let (setup, configuration) = card.meet(41, false);
-    let mut rings = Rings::open(&board, &setup);
-    let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
-    assert_eq!(configuration.units.len(), 3);
-    assert_eq!(configuration.targets[0].default_luns.len(), 3);
+    for over in BOTH {
+        let board = Board::start_over(over, CONFIGURATION);
+        let mut card = Card::connect(&board);
+        let (setup, configuration) = card.meet(41, false);
+        let mut rings = Rings::open(&board, &setup);
+        let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
+        assert_eq!(configuration.units.len(), 3);
+        assert_eq!(configuration.targets[0].default_luns.len(), 3);
 
-    let read = rings.run(Operation::Read, disk, generation, 1, true);
-    assert_eq!(read.outcome(), Outcome::Done, "{read:?}");
-    let mut bytes = [0; 4096];
-    assert!(rings.arena.read(8192, &mut bytes));
-    assert_eq!(bytes, [0x5a; 4096]);
+        let read = rings.run(Operation::Read, disk, generation, 1, true);
+        assert_eq!(read.outcome(), Outcome::Done, "{read:?}");
+        let mut bytes = [0; 4096];
+        assert!(rings.arena.read(8192, &mut bytes));
+        assert_eq!(bytes, [0x5a; 4096]);
 
-    assert!(rings.arena.write(8192, &[0xc3; 4096]));
-    let write = rings.run(Operation::Write, disk, generation, 63, true);
-    assert_eq!(write.outcome(), Outcome::Done, "{write:?}");
-    assert_eq!(rings.run(Operation::Flush, disk, generation, 0, true).outcome(), Outcome::Done);
-    let file = std::fs::read(board.path("disk.img")).unwrap();
-    assert_eq!(file[63 * 4096..], [0xc3; 4096]);
-    assert_eq!(file[62 * 4096..63 * 4096], [0x5a; 4096]);
+        assert!(rings.arena.write(8192, &[0xc3; 4096]));
+        let write = rings.run(Operation::Write, disk, generation, 63, true);
+        assert_eq!(write.outcome(), Outcome::Done, "{write:?}");
+        assert_eq!(rings.run(Operation::Flush, disk, generation, 0, true).outcome(), Outcome::Done);
+        let file = std::fs::read(board.path("disk.img")).unwrap();
+        assert_eq!(file[63 * 4096..], [0xc3; 4096]);
+        assert_eq!(file[62 * 4096..63 * 4096], [0x5a; 4096]);
 
-    let beyond = rings.run(Operation::Read, disk, generation, 64, true);
-    assert_eq!(beyond.outcome(), Outcome::OutOfRange);
-    let null = rings.run(Operation::Read, unit(&configuration, "null_host"), generation, 0, true);
-    assert_eq!(null.outcome(), Outcome::Done);
-    // The card answers for it alone, so nothing of it belongs into a ring.
-    let misled = rings.run(Operation::Read, unit(&configuration, "null_card"), generation, 0, true);
-    assert_eq!(misled.outcome(), Outcome::Refused);
+        let beyond = rings.run(Operation::Read, disk, generation, 64, true);
+        assert_eq!(beyond.outcome(), Outcome::OutOfRange);
+        let null =
+            rings.run(Operation::Read, unit(&configuration, "null_host"), generation, 0, true);
+        assert_eq!(null.outcome(), Outcome::Done);
+        // The card answers for it alone, so nothing of it belongs into a ring.
+        let misled =
+            rings.run(Operation::Read, unit(&configuration, "null_card"), generation, 0, true);
+        assert_eq!(misled.outcome(), Outcome::Refused);
+    }
 }
 
 #[test]
@@ -513,28 +589,30 @@ fn lost_hints_cost_time_and_nothing_else() {
 
 #[test]
 fn a_killed_agent_is_replaced_and_the_rings_go_on() {
-    let mut board = Board::start(CONFIGURATION);
-    let mut card = Card::connect(&board);
-    let (setup, configuration) = card.meet(41, false);
-    let mut rings = Rings::open(&board, &setup);
-    let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
-    for block in 0..5 {
-        assert_eq!(
-            rings.run(Operation::Read, disk, generation, block, true).outcome(),
-            Outcome::Done
-        );
-    }
-    board.replace_agent();
-    assert_eq!(card.next(), None, "the old channel ends with its agent");
+    for over in BOTH {
+        let mut board = Board::start_over(over, CONFIGURATION);
+        let mut card = Card::connect(&board);
+        let (setup, configuration) = card.meet(41, false);
+        let mut rings = Rings::open(&board, &setup);
+        let (generation, disk) = (configuration.generation, unit(&configuration, "disk"));
+        for block in 0..5 {
+            assert_eq!(
+                rings.run(Operation::Read, disk, generation, block, true).outcome(),
+                Outcome::Done
+            );
+        }
+        board.replace_agent();
+        assert_eq!(card.next(), None, "the old channel ends with its agent");
 
-    let mut card = Card::connect(&board);
-    let (setup, configuration) = card.meet(41, true);
-    assert_eq!(setup.rings[0].submission_sequence, 5);
-    assert_eq!(setup.rings[0].completion_sequence, 5);
-    assert!(configuration.generation > generation, "generations grow over restarts");
-    assert_eq!(unit(&configuration, "disk"), disk);
-    let read = rings.run(Operation::Read, disk, configuration.generation, 6, true);
-    assert_eq!(read.outcome(), Outcome::Done);
+        let mut card = Card::connect(&board);
+        let (setup, configuration) = card.meet(41, true);
+        assert_eq!(setup.rings[0].submission_sequence, 5);
+        assert_eq!(setup.rings[0].completion_sequence, 5);
+        assert!(configuration.generation > generation, "generations grow over restarts");
+        assert_eq!(unit(&configuration, "disk"), disk);
+        let read = rings.run(Operation::Read, disk, configuration.generation, 6, true);
+        assert_eq!(read.outcome(), Outcome::Done);
+    }
 }
 
 #[test]
@@ -611,15 +689,146 @@ fn without_a_card_show_says_so_and_health_is_not_serving() {
 
 #[test]
 fn garbage_on_the_control_channel_ends_that_channel_only() {
-    let board = Board::start(CONFIGURATION);
-    let mut card = Card::connect(&board);
-    card.stream.write_all(&[0xff; 9000]).unwrap();
-    // Hello is on its way when the garbage is read; after it the channel ends.
-    while let Some(message) = card.next() {
-        assert!(matches!(message, to_card::Message::Hello(_) | to_card::Message::Goodbye(_)));
+    for over in BOTH {
+        let board = Board::start_over(over, CONFIGURATION);
+        let mut card = Card::connect(&board);
+        card.stream.write_all(&[0xff; 9000]).unwrap();
+        // Hello is on its way when the garbage is read; after it the channel ends.
+        while let Some(message) = card.next() {
+            assert!(matches!(message, to_card::Message::Hello(_) | to_card::Message::Goodbye(_)));
+        }
+        let mut card = Card::connect(&board);
+        card.meet(42, false);
     }
+}
+
+/// Keys of a card that another authority, or another day, made.
+fn others_keys(board: &Board, validity: Validity) -> (Authority, PathBuf) {
+    let authority = Authority::new(Validity::days(2)).unwrap();
+    let directory = board.path(authority.name());
+    authority.write_identity(&directory, Role::Card, validity).unwrap();
+    // It believes our agent, so that it is only the card that is judged.
+    std::fs::copy(board.path("keys/agent/ca.pem"), directory.join("agents-ca.pem")).unwrap();
+    let both = ["ca.pem", "agents-ca.pem"].map(|file| std::fs::read(directory.join(file)).unwrap());
+    std::fs::write(directory.join("ca.pem"), both.concat()).unwrap();
+    (authority, directory)
+}
+
+/// What the agent tells of those it refused, once it has refused so many.
+fn refused(board: &Board, count: u64) -> String {
+    let start = Instant::now();
+    loop {
+        let control = board.show().control.unwrap();
+        if control.refused >= count {
+            assert_eq!(control.refused, count, "{}", control.last_refusal);
+            return control.last_refusal;
+        }
+        assert!(start.elapsed() < PATIENCE, "{} refused, not {count}", control.refused);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_wrong_certificate_is_refused_in_words_and_costs_the_right_card_nothing() {
+    let board = Board::start_over(Over::Tls, CONFIGURATION);
     let mut card = Card::connect(&board);
-    card.meet(42, false);
+    card.meet(41, false);
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let alive = std::thread::spawn(move || {
+        while stopped.recv_timeout(Duration::from_millis(200)) == Err(RecvTimeoutError::Timeout) {
+            card.send(to_host::Message::Heartbeat(control::Heartbeat::default()));
+        }
+    });
+    let day = Duration::from_secs(24 * 60 * 60);
+    let now = SystemTime::now();
+    let expired = Validity { from: now - day * 30, until: now - day * 2 };
+    let (theirs, stranger) = others_keys(&board, Validity::days(2));
+    let (_, late) = others_keys(&board, expired);
+    // An expired certificate of a stranger is a stranger's first of all: this one is of our own authority.
+    let ours = Authority::new(Validity::days(2)).unwrap();
+    ours.write_identity(&late, Role::Card, expired).unwrap();
+    let agents = std::fs::read(board.path("keys/agent/ca.pem")).unwrap();
+    for path in [late.join("ca.pem"), board.path("keys/agent/ca.pem")] {
+        let own = std::fs::read(late.join("ca.pem")).unwrap();
+        std::fs::write(path, [agents.clone(), own].concat()).unwrap();
+    }
+    let expected = [
+        (&stranger, format!("its certificate is signed by `{}`", theirs.name()), "UnknownCA"),
+        (&late, format!("its certificate expired on {}", expired.last_day()), "CertificateExpired"),
+    ];
+    for (count, (directory, words, alert)) in (1..).zip(expected) {
+        let mut stream = over_tls(&board, directory);
+        let error = stream.read(&mut [0; 16]).unwrap_err().to_string();
+        assert!(error.contains(alert), "{error}");
+        let told = refused(&board, count);
+        assert!(told.starts_with("the card at 127.") && told.contains(&words), "{told}");
+        assert!(told.contains("make new keys with `lunar keys`"), "{told}");
+    }
+    // Plain text, and nobody at all.
+    let mut garbage = connected_over_tcp(&board);
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let told = refused(&board, 3);
+    assert!(told.contains("what it sent is not TLS"), "{told}");
+    drop(connected_over_tcp(&board));
+    let told = refused(&board, 4);
+    assert!(told.contains("the card closed the connection"), "{told}");
+    assert!(board.health().serving, "{}", board.health().reason);
+    drop(stop);
+    alive.join().unwrap();
+}
+
+#[test]
+fn strangers_that_say_nothing_do_not_keep_a_card_out() {
+    let board = Board::start_over(Over::Tls, CONFIGURATION);
+    let _silent: Vec<TcpStream> = (0..20).map(|_| connected_over_tcp(&board)).collect();
+    Card::connect(&board).meet(41, false);
+    // More than may be at their handshakes: those that have taken longest go first, the last in the end.
+    let silent: Vec<TcpStream> = (0..80).map(|_| connected_over_tcp(&board)).collect();
+    Card::connect(&board).meet(42, false);
+    for mut stream in silent {
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "a silent one is dropped");
+    }
+    let told = refused(&board, 100);
+    assert!(told.contains("has not proved itself within 10 s"), "{told}");
+}
+
+#[test]
+fn new_keys_need_no_new_start() {
+    let board = Board::start_over(Over::Tls, CONFIGURATION);
+    Card::connect(&board).meet(41, false);
+    make(&board.path("keys"), Validity::days(2), true).unwrap();
+    Card::connect(&board).meet(42, false);
+}
+
+#[test]
+fn an_address_without_keys_ends_the_start_with_the_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut board = Board::start(CONFIGURATION);
+    let ended = |board: &Board, words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
+        command.arg("--config").arg(board.path("scst.conf"));
+        command
+            .arg("--keeper")
+            .arg(board.path("keeper"))
+            .arg("--api")
+            .arg(directory.path().join("api"));
+        let output = command.args(words).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // One agent at a time has the keeper's rings.
+    board.agent.kill().unwrap();
+    board.agent.wait().unwrap();
+    let text = ended(&board, &["--control", "127.0.0.1:5558"]);
+    assert!(
+        text.contains("this agent has no keys: make some with `lunar keys DIRECTORY`"),
+        "{text}"
+    );
+    let cards = board.path("keys/card");
+    let text = ended(&board, &["--control", "127.0.0.1:5558", "--tls", cards.to_str().unwrap()]);
+    assert!(text.contains("that of `card`, which is no agent"), "{text}");
+    let text = ended(&board, &["--control", "somewhere"]);
+    assert!(text.contains("neither the path of a Unix socket"), "{text}");
 }
 
 #[test]
@@ -651,16 +860,18 @@ fn a_hostile_entry_costs_the_ring_and_not_the_agent() {
 
 #[test]
 fn sigterm_says_goodbye_and_leaves_nothing_behind() {
-    let mut board = Board::start(CONFIGURATION);
-    let mut card = Card::connect(&board);
-    card.meet(41, false);
-    let pid = rustix::process::Pid::from_child(&board.agent);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let goodbye = card.next();
-    assert!(matches!(goodbye, Some(to_card::Message::Goodbye(_))), "{goodbye:?}");
-    assert_eq!(card.next(), None);
-    assert!(board.agent.wait().unwrap().success());
-    assert!(!board.path("control").exists() && !board.path("api").exists());
+    for over in BOTH {
+        let mut board = Board::start_over(over, CONFIGURATION);
+        let mut card = Card::connect(&board);
+        card.meet(41, false);
+        let pid = rustix::process::Pid::from_child(&board.agent);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let goodbye = card.next();
+        assert!(matches!(goodbye, Some(to_card::Message::Goodbye(_))), "{goodbye:?}");
+        assert_eq!(card.next(), None);
+        assert!(board.agent.wait().unwrap().success());
+        assert!(!board.path("control").exists() && !board.path("api").exists());
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `lunar`, the command line: asks the agent over its API and prints what it says, as tables or as JSON. It knows
-//! nothing that the API does not tell.
+//! nothing that the API does not tell. `lunar keys` asks nobody: it makes files before there is an agent.
 //!
-//! Exit codes: 0 done; 2 the command line is wrong; 3 no agent answers; 4 the agent refused.
+//! Exit codes: 0 done; 2 the command line is wrong; 3 no agent answers; 4 the agent refused; 5 no keys were made.
 
+mod keys;
 mod table;
 
 use std::fmt;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,6 +41,24 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Makes the keys by which agent and card prove themselves to each other over TCP.
+    ///
+    /// DIRECTORY/agent is for the host (lunar-agent --tls), DIRECTORY/card for the card (lunar-firmware --tls), and
+    /// DIRECTORY/ca signed both: whoever has its key.pem can pass for either, so keep it off both machines or delete it.
+    /// All files are for their owner only (mode 0600). Agent and card read new keys when they connect the next time.
+    Keys {
+        /// Where; made if it is not there.
+        directory: PathBuf,
+        /// For how many days they are valid.
+        #[arg(long, value_name = "COUNT", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+        /// Replace the keys that are there. Agent and card no longer take each other until both have the new ones.
+        #[arg(long)]
+        force: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Says the versions of this program and of the agent that answers.
     Version,
 }
@@ -59,9 +78,14 @@ pub enum What {
     Latency,
 }
 
-/// Why there is no answer.
+/// Why nothing came of a command.
 #[derive(Debug)]
 pub enum Failure {
+    /// No keys were made.
+    Keys {
+        /// Why.
+        reason: String,
+    },
     /// No agent answers at the socket.
     Unreachable {
         /// The socket.
@@ -80,6 +104,7 @@ impl Failure {
     /// The exit code, distinct for each.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Keys { .. } => ExitCode::from(5),
             Self::Unreachable { .. } => ExitCode::from(3),
             Self::Refused { .. } => ExitCode::from(4),
         }
@@ -96,6 +121,7 @@ impl fmt::Display for Failure {
                  only the agent's user and root may open it",
                 api.display()
             ),
+            Self::Keys { reason } => f.write_str(reason),
             Self::Refused { reason } => write!(f, "the agent refused: {reason}"),
         }
     }
@@ -103,31 +129,41 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+type Agent = wire::agent_client::AgentClient<tonic::transport::Channel>;
+
 /// Does what the command line says; the text to print.
 pub fn run(options: &Options) -> Result<String, Failure> {
-    let unreachable = |reason: String| Failure::Unreachable { api: options.api.clone(), reason };
+    match &options.command {
+        Command::Show { what, json } => ask(&options.api, async |mut agent| {
+            let reply = answer(agent.show(wire::ShowRequest {})).await?;
+            Ok(if *json { as_json(&reply, *what) } else { table::show(&reply, *what) })
+        }),
+        Command::Keys { directory, days, force, json } => {
+            keys::make(directory, *days, *force, *json)
+        }
+        Command::Version => ask(&options.api, async |mut agent| {
+            let reply = answer(agent.version(wire::VersionRequest {})).await?;
+            let own = concat!("lunar ", env!("CARGO_PKG_VERSION"));
+            Ok(format!("{own}\n{} (epoch {})\n", reply.software, reply.epoch))
+        }),
+    }
+}
+
+/// Asks the agent at `api`.
+fn ask(
+    api: &Path,
+    question: impl AsyncFnOnce(Agent) -> Result<String, Failure>,
+) -> Result<String, Failure> {
+    let unreachable = |reason: String| Failure::Unreachable { api: api.to_owned(), reason };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| unreachable(error.to_string()))?;
     runtime.block_on(async {
-        let connected =
-            tokio::time::timeout(PATIENCE, lunar_agent::api::connect(&options.api)).await;
-        let mut agent = match connected {
-            Ok(Ok(agent)) => agent,
-            Ok(Err(error)) => return Err(unreachable(innermost(&error))),
-            Err(_) => return Err(unreachable(format!("it did not answer for {PATIENCE:?}"))),
-        };
-        match options.command {
-            Command::Show { what, json } => {
-                let reply = answer(agent.show(wire::ShowRequest {})).await?;
-                Ok(if json { as_json(&reply, what) } else { table::show(&reply, what) })
-            }
-            Command::Version => {
-                let reply = answer(agent.version(wire::VersionRequest {})).await?;
-                let own = concat!("lunar ", env!("CARGO_PKG_VERSION"));
-                Ok(format!("{own}\n{} (epoch {})\n", reply.software, reply.epoch))
-            }
+        match tokio::time::timeout(PATIENCE, lunar_agent::api::connect(api)).await {
+            Ok(Ok(agent)) => question(agent).await,
+            Ok(Err(error)) => Err(unreachable(innermost(&error))),
+            Err(_) => Err(unreachable(format!("it did not answer for {PATIENCE:?}"))),
         }
     })
 }

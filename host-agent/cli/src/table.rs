@@ -13,6 +13,7 @@ pub(crate) fn show(reply: &wire::ShowReply, what: Option<What>) -> String {
     let wanted = |part| what.is_none_or(|what| what == part);
     if what.is_none() {
         card(&mut text, reply.card.as_ref());
+        refused(&mut text, reply.control.as_ref());
     }
     if wanted(What::Targets) {
         targets(&mut text, &reply.targets);
@@ -52,6 +53,15 @@ fn card(text: &mut String, card: Option<&wire::Card>) {
         (refused, _) => format!("configuration {sent} refused: {refused}; {applied} in force"),
     };
     let _infallible = writeln!(text, "Card: {state}; {configuration}\n");
+}
+
+/// Nothing where nobody was refused.
+fn refused(text: &mut String, control: Option<&wire::ControlChannel>) {
+    if let Some(control) = control.filter(|control| control.refused > 0) {
+        let (count, last) = (control.refused, &control.last_refusal);
+        let _infallible =
+            writeln!(text, "Refused at the control channel: {count}, the last: {last}\n");
+    }
 }
 
 /// A table with a heading; nothing where there is no row but the heading says so.
@@ -335,6 +345,21 @@ mod tests {
             "Nexuses: none\n\nNo counters: no card is connected\n"
         );
         assert!(show(&reply, None).starts_with("Card: not connected; configuration 0 in force\n"));
+    }
+
+    #[test]
+    fn who_was_refused_is_told_only_where_somebody_was() {
+        let shown = |refused, last_refusal: &str| {
+            let last_refusal = last_refusal.to_owned();
+            let control = Some(wire::ControlChannel { refused, last_refusal });
+            show(&wire::ShowReply { control, ..wire::ShowReply::default() }, None)
+        };
+        assert!(!shown(0, "").contains("Refused"));
+        let text = shown(3, "the card at 192.0.2.7:4000 was refused: it showed no certificate");
+        assert!(
+            text.contains("Refused at the control channel: 3, the last: the card at 192.0.2.7"),
+            "{text}"
+        );
     }
 
     #[test]

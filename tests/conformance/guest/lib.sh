@@ -1,6 +1,6 @@
 # What scenarios are written in. A scenario checks, and stops at the first check that does not hold.
 
-address=192.168.99.1
+address=192.168.99.$machine
 
 report() {
 	echo "$nonce $*" >"$reports"
@@ -57,4 +57,22 @@ measure() {
 # without_module NAME: unloads it, and only it, where it is loaded.
 without_module() {
 	[ ! -d "/sys/module/$1" ] || rmmod "$1"
+}
+
+# on_second COMMAND...: in a shell of the second machine that knows lib.sh and target-lunar.sh; its output and its exit
+# code are the command's. What passes between the machines so, through files of the machine that runs both, is the
+# scenario's way to hold both ends, and nothing of what is tested.
+on_second() {
+	asked=$(($(cat /run/asked 2>/dev/null || echo 0) + 1))
+	echo $asked >/run/asked
+	echo "$*" >/out/second/new
+	mv /out/second/new /out/second/ask.$asked
+	left=600
+	until [ -e /out/second/answer.$asked ]; do
+		left=$((left - 1))
+		[ $left -gt 0 ] || fail "the second machine has not done within the time: $*"
+		usleep 100000
+	done
+	cat /out/second/said.$asked
+	return "$(cat /out/second/answer.$asked)"
 }

@@ -53,6 +53,7 @@ command)
 	sh /out/command
 	report RAN $?
 	;;
+second) . /guest/second.sh ;;
 *)
 	for name in $(echo "$run" | tr ',' ' '); do
 		run_scenario "$name"

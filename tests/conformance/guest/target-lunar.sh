@@ -12,6 +12,10 @@ ioc_guid=$(echo "${target_name#fe80:0000:0000:0000:}" | tr -d :)
 id_ext=$ioc_guid
 run=/run/lunar
 image=/tmp/lunar
+# Where card and agent meet, and what else each is told on its command line.
+control=$run/control.sock
+agent_options=
+firmware_options=
 enabled=1
 luns=
 nulls=
@@ -97,8 +101,8 @@ keeper_start() {
 }
 
 agent_start() {
-	started lunar-agent --config $run/scst.conf --keeper $run/keeper.sock --control $run/control.sock \
-		--api $run/api.sock
+	started lunar-agent --config $run/scst.conf --keeper $run/keeper.sock --control "$control" \
+		--api $run/api.sock $agent_options
 }
 
 agent_kill() {
@@ -106,7 +110,7 @@ agent_kill() {
 }
 
 firmware_start() {
-	started lunar-firmware --hca rxe0 --listen $service --control $run/control.sock $firmware_options
+	started lunar-firmware --hca rxe0 --listen $service --control "$control" $firmware_options
 }
 
 firmware_kill() {

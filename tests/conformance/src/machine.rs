@@ -84,6 +84,37 @@ pub struct Wanted<'a> {
     pub shown: bool,
     /// Memory, in MiB.
     pub memory: u32,
+    /// Which of two machines on one wire it is to be; alone where there is none.
+    pub place: Option<Place>,
+}
+
+/// A place on a wire between two machines, and nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Where scenarios run.
+    First,
+    /// Where /guest/second.sh does what it is asked to by the first.
+    Second,
+}
+
+impl Place {
+    fn number(self) -> u32 {
+        match self {
+            Place::First => 1,
+            Place::Second => 2,
+        }
+    }
+
+    /// QEMU's words for the end of the wire: Ethernet frames as datagrams between two Unix sockets in its directory.
+    fn network(self) -> [String; 4] {
+        let own = self.number();
+        let other = 3 - own;
+        let wire = format!(
+            "dgram,id=n0,local.type=unix,local.path=wire-{own},remote.type=unix,remote.path=wire-{other}"
+        );
+        let card = format!("virtio-net-pci,netdev=n0,mac=52:54:00:12:34:{:02x}", 0x55 + own);
+        ["-netdev".into(), wire, "-device".into(), card]
+    }
 }
 
 /// A running guest. It ends with this value.
@@ -94,6 +125,8 @@ pub struct Machine {
     unread: Vec<String>,
     partial: String,
     nonce: String,
+    /// When it was started.
+    pub started: Instant,
     /// Where everything that its console printed is kept.
     pub console: PathBuf,
 }
@@ -101,8 +134,9 @@ pub struct Machine {
 impl Machine {
     /// Starts it. It is not up yet.
     pub fn start(wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-        let console = wanted.out.join(format!("console-{number}.log"));
-        let reports = wanted.out.join(format!("reports-{number}.txt"));
+        let second = if wanted.place == Some(Place::Second) { "-second" } else { "" };
+        let console = wanted.out.join(format!("console-{number}{second}.log"));
+        let reports = wanted.out.join(format!("reports-{number}{second}.txt"));
         File::create(&reports)?;
         let nonce = nonce()?;
         let mut command = command(wanted, &nonce, &console, &reports);
@@ -114,6 +148,7 @@ impl Machine {
             unread: Vec::new(),
             partial: String::new(),
             nonce,
+            started: Instant::now(),
             console,
         })
     }
@@ -224,8 +259,17 @@ fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> 
     if !wanted.shown {
         command.stdout(Stdio::null());
     }
-    // A network with nobody else on it.
-    command.args(["-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0"]);
+    match wanted.place {
+        // A network with nobody else on it.
+        None => command.args([
+            "-netdev",
+            "user,id=n0,restrict=on",
+            "-device",
+            "virtio-net-pci,netdev=n0",
+        ]),
+        // Where the sockets of the wire are: their whole path may be longer than a socket's may.
+        Some(place) => command.args(place.network()).current_dir(wanted.out),
+    };
     let mut share = |name: &str, folder: &Path, access: &str| {
         let folder = folder.display();
         let device = format!("local,id={name},path={folder},security_model=none{access}");
@@ -251,6 +295,9 @@ fn kernel_arguments(wanted: &Wanted<'_>, nonce: &str) -> String {
     }
     if wanted.shell {
         arguments.push_str(&format!(" lunar.shell={console}"));
+    }
+    if let Some(place) = wanted.place {
+        arguments.push_str(&format!(" lunar.machine={}", place.number()));
     }
     arguments
 }

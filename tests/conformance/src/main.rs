@@ -22,7 +22,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::measure::Figures;
@@ -158,6 +158,9 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::from(run.command(&command)?));
     }
     if arguments.shell {
+        if let Some(two) = chosen.iter().find(|scenario| scenario.needs_two) {
+            bail!("{} needs two machines, and --shell has one: leave --shell out", two.name);
+        }
         run.shell(&chosen)?;
         return Ok(ExitCode::SUCCESS);
     }

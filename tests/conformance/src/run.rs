@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::architecture::{Architecture, X86_64};
 use crate::image::{self, Image};
 use crate::lunar;
-use crate::machine::{Machine, Report, Wanted};
+use crate::machine::{Machine, Place, Report, Wanted};
 use crate::measure::Figures;
 use crate::packages::{self, Packages};
 use crate::scenarios::Scenario;
@@ -157,8 +157,16 @@ impl Run {
         while results.len() < scenarios.len() {
             number += 1;
             let left = &scenarios[results.len()..];
-            let mut machine =
-                self.booted_as(&self.wanted(&names(left), false, self.shown), number)?;
+            let alike = left.iter().take_while(|next| next.needs_two == left[0].needs_two).count();
+            let left = &left[..alike];
+            let names = names(left);
+            let wanted = self.wanted(&names, false, self.shown);
+            let (mut machine, second) = if left[0].needs_two {
+                let (first, second) = self.booted_two(wanted, number)?;
+                (first, Some(second))
+            } else {
+                (self.booted_as(&wanted, number)?, None)
+            };
             for scenario in left {
                 let result = follow(&mut machine, scenario);
                 print(&result);
@@ -167,6 +175,10 @@ impl Run {
                 if has_failed {
                     println!("--- the last lines of {}", machine.console.display());
                     println!("{}\n---", machine.last_words(LAST_LINES));
+                    if let Some(second) = &second {
+                        println!("--- and of {}", second.console.display());
+                        println!("{}\n---", second.last_words(LAST_LINES));
+                    }
                     break;
                 }
             }
@@ -194,6 +206,7 @@ impl Run {
             shell,
             shown,
             memory: self.memory,
+            place: None,
         }
     }
 
@@ -201,21 +214,45 @@ impl Run {
         self.booted_as(wanted, 1)
     }
 
-    /// A machine that is up. Emulated machines sometimes hang while booting, so a second one is tried;
-    /// nothing is tried again after that.
+    /// A machine that is up.
     fn booted_as(&self, wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-        let first = up(wanted, number);
-        let Err(error) = first else {
-            return first;
+        tried_twice(|| up(Machine::start(wanted, number)?))
+    }
+
+    /// Two machines on one wire that are up: the one that `wanted` says, and the one that does what it is asked to.
+    fn booted_two(&self, wanted: Wanted<'_>, number: u32) -> Result<(Machine, Machine)> {
+        let first = Wanted { place: Some(Place::First), ..wanted };
+        let second = Wanted {
+            place: Some(Place::Second),
+            run: "second",
+            shown: false,
+            ..self.wanted("", false, false)
         };
-        println!("the guest did not boot ({error:#}); once more");
-        up(wanted, number)
+        tried_twice(|| {
+            // What earlier ones asked and answered, and the ends of their wire.
+            for left in ["second", "wire-1", "wire-2"].map(|left| self.out.join(left)) {
+                let _ =
+                    if left.is_dir() { fs::remove_dir_all(left) } else { fs::remove_file(left) };
+            }
+            fs::create_dir_all(self.out.join("second"))?;
+            let second = Machine::start(&second, number)?;
+            let first = Machine::start(&first, number)?;
+            Ok((up(first)?, up(second)?))
+        })
     }
 }
 
-fn up(wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-    let started = Instant::now();
-    let mut machine = Machine::start(wanted, number)?;
+/// Emulated machines sometimes hang while booting, so a second try is made; nothing is tried again after that.
+fn tried_twice<T>(boot: impl Fn() -> Result<T>) -> Result<T> {
+    boot().or_else(|error| {
+        println!("the guest did not boot ({error:#}); once more");
+        boot()
+    })
+}
+
+/// Waits until a machine that was just started is up.
+fn up(mut machine: Machine) -> Result<Machine> {
+    let started = machine.started;
     let report = machine.report(started + BOOT_LIMIT);
     let says = || format!("its console says:\n{}", machine.last_words(LAST_LINES));
     match report.with_context(says)? {

@@ -2,6 +2,7 @@
 //!
 //!     #: mkfs, mount, copy, verify, unmount and fsck       what it proves
 //!     #: targets lio lunar                                 against which targets; none without it
+//!     #: machines 2                                        how many; one without it
 //!     #: limit 300                                         seconds, far above what it takes
 
 use std::fs;
@@ -19,6 +20,8 @@ pub struct Scenario {
     pub proves: String,
     /// The target that it runs against.
     pub target: Option<String>,
+    /// Whether it needs a second machine beside the one that it runs in.
+    pub needs_two: bool,
     /// How long it may take before it counts as hung.
     pub limit: Duration,
 }
@@ -26,7 +29,8 @@ pub struct Scenario {
 /// What a scenario may take that says nothing of it.
 const LIMIT_DEFAULT: Duration = Duration::from_secs(120);
 
-/// All scenarios below `guest`: those without a target first, then one target after the other.
+/// All scenarios below `guest`: those without a target first, then one target after the other, and those that need two
+/// machines last.
 pub fn all(guest: &Path) -> Result<Vec<Scenario>> {
     let folder = guest.join("scenarios");
     let mut found = Vec::new();
@@ -38,7 +42,9 @@ pub fn all(guest: &Path) -> Result<Vec<Scenario>> {
             found.extend(parse(&name, &script).with_context(|| path.display().to_string())?);
         }
     }
-    found.sort_by(|a, b| (&a.target, &a.name).cmp(&(&b.target, &b.name)));
+    let place =
+        |scenario: &Scenario| (scenario.needs_two, scenario.target.clone(), scenario.name.clone());
+    found.sort_by_key(place);
     Ok(found)
 }
 
@@ -65,6 +71,7 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
     let mut lines = script.lines().filter_map(|line| line.strip_prefix("#: "));
     let proves = lines.next().context("it does not say what it proves, in a first line `#: …`")?;
     let mut targets = Vec::new();
+    let mut needs_two = false;
     let mut limit = LIMIT_DEFAULT;
     for line in lines {
         match line.split_once(' ') {
@@ -73,13 +80,15 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
                 let seconds = seconds.trim().parse();
                 limit = Duration::from_secs(seconds.with_context(|| format!("`#: {line}`"))?);
             }
-            _ => bail!("`#: {line}` is neither `targets` nor `limit`"),
+            Some(("machines", "2")) => needs_two = true,
+            _ => bail!("`#: {line}` is neither `targets` nor `machines 2` nor `limit`"),
         }
     }
     let scenario = |target: Option<String>| Scenario {
         name: target.as_ref().map_or(name.to_string(), |target| format!("{target}:{name}")),
         proves: proves.to_string(),
         target,
+        needs_two,
         limit,
     };
     Ok(if targets.is_empty() {
@@ -102,6 +111,9 @@ mod tests {
         assert_eq!(found[0].limit, Duration::from_secs(300));
         assert_eq!(found[1].proves, "files survive");
         assert!(parse("silent", "check a b\n").is_err());
+        assert!(!found[0].needs_two);
+        assert!(parse("apart", "#: x\n#: machines 2\n").unwrap()[0].needs_two);
+        assert!(parse("apart", "#: x\n#: machines 3\n").is_err());
         assert!(parse("odd", "#: x\n#: colour blue\n").is_err());
     }
 

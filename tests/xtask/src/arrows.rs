@@ -53,16 +53,18 @@ const ROWS: &[Row] = &[
     row("verbs-ibv-sys", &[], &[], Only(&["libc"])),
     // Also the host's end of the way into its memory, for the keeper.
     row("verbs-ibv", &["platform", "verbs-ibv-sys"], &[], Any),
-    row("firmware", &["target", "platform", "offload-proto", "verbs-ibv"],
+    row("firmware", &["target", "platform", "offload-proto", "control-channel", "verbs-ibv"],
         &["pcie", "hca", "initiator"], Any),
+    // Both: how they prove themselves to each other, which is no matter of messages.
+    row("control-channel", &[], &[], Any),
     // The host.
     row("handlers", &[], &[], Any),
     row("mgmt", &["offload-proto"], &[], Only(&["thiserror", "serde"])),
     row("core", &["scsi", "handlers", "mgmt", "offload-proto"], &[], Only(&["zerocopy", "thiserror"])),
     row("keeper", &["core", "handlers", "offload-proto", "platform", "verbs-ibv"], &["pcie"], Any),
-    row("agent", &["core", "handlers", "mgmt", "offload-proto", "platform", "keeper"],
+    row("agent", &["core", "handlers", "mgmt", "offload-proto", "platform", "control-channel", "keeper"],
         &["pcie", "hca", "scsi"], Any),
-    row("cli", &["agent"], &[], Any),
+    row("cli", &["agent", "control-channel"], &[], Any),
     // The emulator. Nothing above this line depends on anything below it, tests aside.
     row("pcie", &["platform", "offload-proto"], &["dma"], Any),
     row("hca", &["platform", "pcie"], &[], Any),
