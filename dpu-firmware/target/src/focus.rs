@@ -645,7 +645,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let mut runs = [none; device_server::LBA_RUNS_MAX as usize];
         let mut count = 0;
         for (to, run) in runs.iter_mut().zip(told) {
-            let run: RingRun = zerocopy::transmute!(*run);
+            let run = RingRun::from_data(*run);
             *to = LbaRun {
                 lba: run.lba.get(),
                 blocks: run.blocks.get(),
