@@ -218,6 +218,12 @@ impl CommandRow {
         answered && offered && self.types.contains(&unit.device_type)
     }
 
+    /// Whether only thin provisioned units have it.
+    #[must_use]
+    pub fn is_thin_only(&self) -> bool {
+        self.condition == Condition::Thin
+    }
+
     /// Bytes of its CDB, at most 16.
     #[must_use]
     pub fn cdb_bytes(&self) -> u16 {

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use lunar_core::DeviceType;
+use lunar_core::opcodes::{Answerer, COMMANDS, CommandRow};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -70,6 +72,13 @@ impl Agent for Api {
         Ok(Response::new(reply))
     }
 
+    async fn opcodes(
+        &self,
+        _: Request<wire::OpcodesRequest>,
+    ) -> Result<Response<wire::OpcodesReply>, Status> {
+        Ok(Response::new(wire::OpcodesReply { opcodes: COMMANDS.iter().map(opcode).collect() }))
+    }
+
     async fn resync_size(
         &self,
         request: Request<wire::ResyncSizeRequest>,
@@ -77,6 +86,26 @@ impl Agent for Api {
         let device = request.into_inner().device;
         let reply = self.ask(|answer| Question::ResyncSize(device, answer)).await?;
         reply.map(Response::new).map_err(Status::failed_precondition)
+    }
+}
+
+fn opcode(row: &CommandRow) -> wire::Opcode {
+    let device_type = |device_type: &DeviceType| match device_type {
+        DeviceType::Disk => "disk".to_owned(),
+        DeviceType::CdDvd => "CD/DVD".to_owned(),
+    };
+    wire::Opcode {
+        name: row.name.to_owned(),
+        operation: row.operation.into(),
+        service_action: row.action.map(u32::from),
+        cdb_bytes: row.cdb_bytes().into(),
+        answerer: match row.answerer {
+            Answerer::Card => "card".to_owned(),
+            Answerer::Host(_) => "host".to_owned(),
+        },
+        device_types: row.types.iter().map(device_type).collect(),
+        thin_only: row.is_thin_only(),
+        timeout_s: row.timeout_s,
     }
 }
 

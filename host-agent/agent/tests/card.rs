@@ -498,6 +498,19 @@ fn every_block_operation_reaches_the_file() {
 }
 
 #[test]
+fn the_commands_are_told_with_who_answers_them() {
+    let board = Board::start(CONFIGURATION);
+    let _card = Card::connect(&board);
+    let reply = board.ask(async |api| api.opcodes(wire::OpcodesRequest {}).await);
+    let row = |name: &str| reply.opcodes.iter().find(|row| row.name == name).expect("a command");
+    let read = row("READ (16)");
+    assert_eq!((read.operation, read.cdb_bytes, read.answerer.as_str()), (0x88, 16, "card"));
+    assert_eq!(row("MODE SELECT (10)").answerer, "host");
+    assert_eq!(row("GET LBA STATUS (16)").service_action, Some(0x12));
+    assert!(row("UNMAP").thin_only && !read.thin_only);
+}
+
+#[test]
 fn a_file_that_grew_is_larger_for_the_card_when_somebody_says_so() {
     let board = Board::start(CONFIGURATION);
     let mut card = Card::connect(&board);

@@ -41,6 +41,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Looks again how large a device's file or block device is, and tells the initiators (SCST: resync_size).
+    ResyncSize {
+        /// The device's name in scst.conf.
+        device: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes the keys by which agent and card prove themselves to each other over TCP.
     ///
     /// DIRECTORY/agent is for the host (lunar-agent --tls), DIRECTORY/card for the card (lunar-firmware --tls), and
@@ -76,6 +84,8 @@ pub enum What {
     Counters,
     /// Latency percentiles.
     Latency,
+    /// The SCSI commands that Lunar knows, and who answers each: card or host.
+    Opcodes,
 }
 
 /// Why nothing came of a command.
@@ -134,9 +144,24 @@ type Agent = wire::agent_client::AgentClient<tonic::transport::Channel>;
 /// Does what the command line says; the text to print.
 pub fn run(options: &Options) -> Result<String, Failure> {
     match &options.command {
+        Command::Show { what: Some(What::Opcodes), json } => {
+            ask(&options.api, async |mut agent| {
+                let reply = answer(agent.opcodes(wire::OpcodesRequest {})).await?;
+                Ok(if *json { pretty(&serde_json::json!(reply)) } else { table::opcodes(&reply) })
+            })
+        }
         Command::Show { what, json } => ask(&options.api, async |mut agent| {
             let reply = answer(agent.show(wire::ShowRequest {})).await?;
             Ok(if *json { as_json(&reply, *what) } else { table::show(&reply, *what) })
+        }),
+        Command::ResyncSize { device, json } => ask(&options.api, async |mut agent| {
+            let request = wire::ResyncSizeRequest { device: device.clone() };
+            let reply = answer(agent.resync_size(request)).await?;
+            Ok(if *json {
+                pretty(&serde_json::json!(reply))
+            } else {
+                table::resynced(device, &reply)
+            })
         }),
         Command::Keys { directory, days, force, json } => {
             keys::make(directory, *days, *force, *json)
@@ -190,7 +215,8 @@ fn innermost(error: &dyn std::error::Error) -> String {
 /// The reply as JSON, all of it or one part. Field names are those of `agent.proto`.
 fn as_json(reply: &wire::ShowReply, what: Option<What>) -> String {
     let value = match what {
-        None => serde_json::json!(reply),
+        // Opcodes are asked for by themselves.
+        None | Some(What::Opcodes) => serde_json::json!(reply),
         Some(What::Targets) => serde_json::json!({ "targets": reply.targets }),
         Some(What::Luns) => serde_json::json!({ "luns": reply.luns }),
         Some(What::Nexuses) => serde_json::json!({ "nexuses": reply.nexuses }),
@@ -199,6 +225,10 @@ fn as_json(reply: &wire::ShowReply, what: Option<What>) -> String {
         }),
         Some(What::Latency) => serde_json::json!({ "latencies": reply.latencies }),
     };
+    pretty(&value)
+}
+
+fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 

@@ -38,6 +38,35 @@ pub(crate) fn show(reply: &wire::ShowReply, what: Option<What>) -> String {
     text
 }
 
+/// One sentence.
+pub(crate) fn resynced(device: &str, reply: &wire::ResyncSizeReply) -> String {
+    let (before, after) = (reply.blocks_before, reply.blocks);
+    if before == after {
+        format!("{device} has {after} blocks, as before\n")
+    } else {
+        format!("{device} has {after} blocks now; it had {before}\n")
+    }
+}
+
+/// The commands, by operation code.
+pub(crate) fn opcodes(reply: &wire::OpcodesReply) -> String {
+    let rows = reply.opcodes.iter().map(|opcode| {
+        let action = opcode.service_action.map(|action| format!("/{action:02X}h"));
+        vec![
+            format!("{:02X}h{}", opcode.operation, action.unwrap_or_default()),
+            opcode.name.clone(),
+            opcode.cdb_bytes.to_string(),
+            opcode.answerer.clone(),
+            opcode.device_types.join(", ") + if opcode.thin_only { ", thin only" } else { "" },
+            if opcode.timeout_s == 0 { "-".to_owned() } else { format!("{} s", opcode.timeout_s) },
+        ]
+    });
+    let columns = ["code/action", "command", ">CDB bytes", "answered by", "units", ">timeout"];
+    let mut text = String::new();
+    table(&mut text, "SCSI commands", &columns, rows.collect());
+    text
+}
+
 fn card(text: &mut String, card: Option<&wire::Card>) {
     let none = wire::Card::default();
     let card = card.unwrap_or(&none);

@@ -47,6 +47,8 @@ pub use copy::{COPY_ARENA, COPY_ARENA_BYTES};
 pub use effect::{DataRange, Effect, Level, LogEvent};
 pub use forwarded::Forwarded;
 pub use link::LinkState;
+/// The commands that card and host know, for whoever prints them.
+pub use lunar_scsi::{opcodes, unit::DeviceType};
 pub use nexus::Nexus;
 pub use operations::OperationId;
 pub use rings::{RingCounters, RingState};
