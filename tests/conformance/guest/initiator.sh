@@ -102,6 +102,24 @@ load() {
 	check "there is load" kill -0 $load
 }
 
+# load_in_turns: writes and verifies in the background, turn by turn, until load_is_enough.
+load_in_turns() {
+	rm -f /run/enough
+	until [ -e /run/enough ]; do
+		fio --name=load --eta=never --thread --filename=/mnt/load --size=4m --rw=randwrite --bs=4k \
+			--iodepth=16 --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+			--output=/run/load || exit 1
+	done &
+	load=$!
+	sleep 2
+	check "there is load" kill -0 $load
+}
+
+load_is_enough() {
+	touch /run/enough
+	load_is_over
+}
+
 # still_loaded: what was done was done under load.
 still_loaded() {
 	check "the load is still there" kill -0 $load

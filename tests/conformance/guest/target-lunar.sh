@@ -117,21 +117,22 @@ firmware_kill() {
 	killed lunar-firmware
 }
 
-# killed_under_load KILL START: a process is killed and started again under load, twice; needs initiator.sh.
+# killed_under_load KILL START SECONDS: a process is killed and started again under load, twice, and the initiator has
+# SECONDS to go on; needs initiator.sh.
 killed_under_load() {
 	target_start
 	login
 	disk
 	file_system
-	load 40
+	load_in_turns
 	for round in 1 2; do
 		still_loaded
 		$1
 		sleep 2
 		$2
-		sleep 14
+		sleep $3
 	done
-	load_is_over
+	load_is_enough
 	file_system_is_clean
 	logout
 	target_stop

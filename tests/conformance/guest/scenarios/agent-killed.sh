@@ -3,4 +3,4 @@
 #: limit 300
 . /guest/initiator.sh
 
-killed_under_load agent_kill agent_start
+killed_under_load agent_kill agent_start 5

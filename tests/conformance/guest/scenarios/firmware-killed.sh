@@ -3,4 +3,4 @@
 #: limit 300
 . /guest/initiator.sh
 
-killed_under_load firmware_kill firmware_start
+killed_under_load firmware_kill firmware_start 14

@@ -15,7 +15,7 @@ login
 disk
 file_system
 idle=$(resources)
-load 15
+load_in_turns
 check "a peer that overruns its credits loses its channel" srp-initiator $service $ioc_guid overrun
 wait_for 10 "the log says why" grep -q 'more commands than its request limit' /out/lunar-agent.log
 check "and counts it" [ "$(shown credit_overruns)" = 1 ]
@@ -23,7 +23,7 @@ for round in 1 2; do
 	check "a peer vanishes in the middle of RDMA" vanishes
 done
 still_loaded
-load_is_over
+load_is_enough
 check_not "Linux's initiator noticed nothing" kernel_says 'reconnect|srp.*(failed|error|reset)'
 same_resources "$idle"
 file_system_is_clean

@@ -33,14 +33,14 @@ disk=/dev/mapper/many
 # Those of a path are dealt with.
 io_error='I/O error, dev dm-'
 file_system
-load 10
+load_in_turns
 check "the second link goes down" ip link set dummy0 down
 wait_for 10 "the card says so" target_says_port down
 sleep 4
 check "the second link comes up" ip link set dummy0 up
 wait_for 10 "the card says so" target_says_port up
 still_loaded
-load_is_over
+load_is_enough
 file_system_is_clean
 check "the multipath device goes" dmsetup --noudevsync remove many
 logout "$first"
