@@ -88,11 +88,11 @@ const STAGES: &[Stage] = &[
 const UNSAFE_CRATES: &[&str] = &["lunar-handlers", "lunar-pcie", "lunar-hca"];
 
 /// How long a command may take: against what never ends, not against what is slow.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 /// With `--long`.
 const LIMIT_LONG: Duration = Duration::from_secs(12 * 3600);
 /// How long all scenarios in the guest may take together.
-const VM_LIMIT: Duration = Duration::from_secs(720);
+const VM_LIMIT: Duration = Duration::from_secs(1800);
 
 /// The exact figures as committed, one `name = integer` a line.
 const FIGURES: &str = "tests/scenario/figures.txt";
