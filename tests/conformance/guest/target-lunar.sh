@@ -15,6 +15,8 @@ image=/tmp/lunar
 enabled=1
 luns=
 nulls=
+# Of every disk that has an image: lines for scst.conf.
+disk_attributes=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -35,13 +37,14 @@ target_image() {
 	truncate -s "$2" $image/disk$1
 }
 
-# Writes scst.conf from $enabled, $luns and $nulls.
+# Writes scst.conf from $enabled, $luns, $nulls and $disk_attributes.
 configuration() {
 	{
 		echo 'HANDLER vdisk_fileio {'
 		for lun in $luns; do
 			echo "	DEVICE disk$lun {"
 			echo "		filename $image/disk$lun"
+			[ -z "$disk_attributes" ] || echo "		$disk_attributes"
 			echo '	}'
 		done
 		echo '}'
