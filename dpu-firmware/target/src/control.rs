@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lunar_backend::ring::{RingBackend, RingSetup};
 use lunar_dma::sgv::{Buffer, Placement, SgvCache, Share};
 use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
+use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
@@ -218,6 +219,8 @@ impl<P: Platform> PollGroup<P> {
             let shard = entry.get_or_insert_with(|| Box::new(UnitShard::new(unit)));
             let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
             let resized = shard.logical_unit.blocks != unit.logical_unit.blocks;
+            let mode_changed =
+                ModeParameters::of(&shard.logical_unit) != ModeParameters::of(&unit.logical_unit);
             shard.in_use = true;
             shard.logical_unit = unit.logical_unit.clone();
             shard.backend = unit.backend;
@@ -225,10 +228,15 @@ impl<P: Platform> PollGroup<P> {
             if narrowed {
                 fences.push((unit.handle, shard.narrow_access()));
             }
-            if resized {
+            let news = [
+                resized.then_some(UnitAttention::CapacityDataChanged),
+                // The nexus whose MODE SELECT it was takes it back with the outcome.
+                mode_changed.then_some(UnitAttention::ModeParametersChanged),
+            ];
+            for attention in news.into_iter().flatten() {
                 for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
                     for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
-                        lun.tell(UnitAttention::CapacityDataChanged);
+                        lun.tell(attention);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages
 //! themselves are in `vpd` and `mode`.
 
-use super::{log, mode, supported, vpd};
+use super::{log_pages, mode, supported, vpd};
 use crate::cdb::{ModeSense, ReportOperationCodes};
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
@@ -108,7 +108,7 @@ impl Parameter {
             Self::ReadCapacity16 { .. } => READ_CAPACITY_16_BYTES,
             Self::ModeSense { .. } => mode::BYTES_MAX,
             Self::RequestSense { .. } => Sense::BYTES_MAX as u32,
-            Self::LogPage { .. } => log::BYTES_MAX,
+            Self::LogPage { .. } => log_pages::BYTES_MAX,
             Self::DefectData { .. } => DEFECT_DATA_BYTES_MAX,
             Self::OperationCodes(_) => supported::bytes_max(),
             Self::TaskManagement { .. } => supported::TASK_MANAGEMENT_BYTES_MAX,
@@ -168,7 +168,9 @@ pub fn fill(
             };
             pending.unwrap_or(nothing).write(descriptor_format, &mut writer);
         }
-        (Parameter::LogPage { page, subpage, .. }, _) => log::write(page, subpage, &mut writer),
+        (Parameter::LogPage { page, subpage, .. }, _) => {
+            log_pages::write(page, subpage, &mut writer)
+        }
         (Parameter::DefectData { long, lists, .. }, _) => defect_data(long, lists, &mut writer),
         (Parameter::OperationCodes(report), Some(unit)) => {
             supported::operation_codes(&report, unit, &mut writer);
