@@ -161,7 +161,15 @@ impl<P: Platform> PollGroup<P> {
         }
         // One change at a time: the coordinator waits for the report of each.
         self.changing = Some(Change { configuration, drains, fences: Vec::new(), applied: false });
+        self.retry_ahead();
         self.continue_change();
+    }
+
+    /// Outcomes that waited for a configuration: those that need not wait any more go on.
+    fn retry_ahead(&mut self) {
+        for outcome in std::mem::take(&mut self.ahead) {
+            self.on_outcome(outcome.token, &outcome);
+        }
     }
 
     fn continue_change(&mut self) {
@@ -182,19 +190,28 @@ impl<P: Platform> PollGroup<P> {
                 self.release_held(handle);
             }
         }
-        for outcome in std::mem::take(&mut self.ahead) {
-            self.on_outcome(outcome.token, &outcome);
-        }
-        let fenced = change.fences.iter().any(|(unit, parity)| {
+        let generation = change.configuration.generation;
+        self.changing = Some(change);
+        self.retry_ahead();
+        let is_open = |(unit, parity): &(u32, usize)| {
             self.units
                 .get(*unit)
                 .is_some_and(|shard| shard.at_backend.get(*parity).is_some_and(|count| *count != 0))
-        });
-        if fenced {
-            self.changing = Some(change);
+        };
+        if self.changing.as_ref().is_some_and(|change| change.fences.iter().any(is_open)) {
             return;
         }
-        self.tell(FromGroup::Configured { generation: change.configuration.generation });
+        self.changing = None;
+        self.tell(FromGroup::Configured { generation });
+    }
+
+    /// Whether the change under way ends only after the task in slot `index`: then its answer cannot wait for
+    /// a later change, which comes after this one.
+    pub(crate) fn change_waits_for(&self, index: u32) -> bool {
+        let Some(change) = &self.changing else { return false };
+        let task = self.tasks.at(index);
+        let parity = (task.access_generation & 1) as usize;
+        change.drains.contains(&task.unit) || change.fences.contains(&(task.unit, parity))
     }
 
     fn release_held(&mut self, handle: u32) {

@@ -69,7 +69,7 @@ impl<P: Platform> PollGroup<P> {
             return;
         };
         let in_force = self.kit.configuration.generation;
-        if outcome.required_generation > in_force && self.changing.is_none() {
+        if outcome.required_generation > in_force && !self.change_waits_for(id.index) {
             // The initiator must not hear of it before this group is under that configuration.
             self.ahead.push(*outcome);
             return;

@@ -230,20 +230,28 @@ impl Device {
 
     /// The complete identity of the device called `name`. What the user did not set is generated from the name and
     /// `setup_id`, so that it is the same after every restart: serial = CRC-32 of the name, exclusive-or `setup_id`, in
-    /// eight hexadecimal digits; T10 designator = serial, `-`, name; product = name.
+    /// eight hexadecimal digits; T10 designator = serial, `-`, name; product = name. A device with neither NAA nor
+    /// EUI-64 designator of its own gets a locally assigned NAA (SPC-6 7.7.6.6.4) from the T10 designator: that one
+    /// has up to 72 characters, and a copy target (SPC-6 6.6.5.2) is named with at most 20.
     pub fn identity(&self, name: &str, setup_id: u32) -> Identity {
         let own = &self.identity;
         let serial =
             own.usn.clone().unwrap_or_else(|| format!("{:08x}", crc32(name.as_bytes()) ^ setup_id));
+        let t10_id = own
+            .t10_dev_id
+            .clone()
+            .unwrap_or_else(|| printable(&format!("{serial}-{name}"), T10_ID_CHARACTERS_MAX));
+        let naa = match (&own.naa_id, own.eui64_id) {
+            (Some(naa), _) => naa.clone(),
+            (None, Some(_)) => Vec::new(),
+            (None, None) => locally_assigned_naa(&t10_id).to_vec(),
+        };
         Identity {
             vendor: own.t10_vend_id.clone().unwrap_or_else(|| "LUNAR".to_owned()),
             product: own.prod_id.clone().unwrap_or_else(|| printable(name, 16)),
             revision: own.prod_rev_lvl.clone().unwrap_or_else(|| "0001".to_owned()),
-            t10_id: own
-                .t10_dev_id
-                .clone()
-                .unwrap_or_else(|| printable(&format!("{serial}-{name}"), T10_ID_CHARACTERS_MAX)),
-            naa: own.naa_id.clone().unwrap_or_default(),
+            t10_id,
+            naa,
             eui64: own.eui64_id,
             serial,
         }
@@ -335,11 +343,22 @@ fn guid_of_name(name: &str) -> u64 {
             return guid;
         }
     }
-    // FNV-1a, 64 bits; bit 57 of an EUI-64 is "locally administered".
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    // Bit 57 of an EUI-64 is "locally administered".
+    fnv1a(name) | 1 << 57
+}
+
+/// SPC-6 7.7.6.6.4, NAA Locally Assigned: 60 bits that nobody gave out, here a hash of `t10_id`, the same at every
+/// start.
+fn locally_assigned_naa(t10_id: &str) -> [u8; 8] {
+    const LOCALLY_ASSIGNED: u64 = 3;
+    (LOCALLY_ASSIGNED << 60 | fnv1a(t10_id) >> 4).to_be_bytes()
+}
+
+/// FNV-1a, 64 bits.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash | 1 << 57
+    })
 }
 
 /// CRC-32 (IEEE 802.3), bitwise: it runs once a device and configuration.
@@ -382,5 +401,20 @@ mod tests {
         assert_ne!(one.serial, device.identity("disk2", 0).serial);
         assert_ne!(one.serial, device.identity("disk1", 7).serial);
         assert_eq!(device.identity("größe", 0).product, "gr__e");
+    }
+
+    /// SPC-6 6.6.5.2: a copy target is named with at most 20 bytes, and VPD page 83h has to offer such a name.
+    #[test]
+    fn a_device_has_a_designator_that_a_copy_target_holds() {
+        let mut device = Device::new(Handler::NullIo);
+        let one = device.identity("disk1", 0);
+        assert_eq!((one.naa.len(), one.naa.first().map(|byte| byte >> 4)), (8, Some(3)));
+        assert_eq!(one.naa, device.identity("disk1", 0).naa);
+        assert_ne!(one.naa, device.identity("disk2", 0).naa);
+        assert_ne!(one.naa, device.identity("disk1", 7).naa, "of another setup");
+        device.identity.eui64_id = Some([2; 8]);
+        assert!(device.identity("disk1", 0).naa.is_empty(), "what the user gave is enough");
+        device.identity.naa_id = Some(vec![0x53; 8]);
+        assert_eq!(device.identity("disk1", 0).naa, [0x53; 8]);
     }
 }

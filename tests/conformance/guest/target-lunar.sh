@@ -22,6 +22,8 @@ nulls=
 # What a scenario wants card and keeper to be told besides.
 firmware_options=
 keeper_options=
+# Of every disk that has an image: lines for scst.conf.
+disk_attributes=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -43,13 +45,14 @@ target_image() {
 	truncate -s "$2" $image/disk$1
 }
 
-# Writes scst.conf from $enabled, $luns and $nulls.
+# Writes scst.conf from $enabled, $luns, $nulls and $disk_attributes.
 configuration() {
 	{
 		echo 'HANDLER vdisk_fileio {'
 		for lun in $luns; do
 			echo "	DEVICE disk$lun {"
 			echo "		filename $image/disk$lun"
+			[ -z "$disk_attributes" ] || echo "		$disk_attributes"
 			echo '	}'
 		done
 		echo '}'

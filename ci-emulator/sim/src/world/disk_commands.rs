@@ -253,6 +253,26 @@ fn spc_6_mode_select_protects_the_unit_tells_the_others_and_lets_it_go_again() {
     }
 }
 
+/// A write that was decided before SWP keeps the first change under way; the second has to be waited for.
+#[test]
+fn spc_6_mode_select_ends_when_it_is_in_force_though_an_earlier_one_is_under_way() {
+    for seed in 0..16 {
+        let mut bench = Bench::new(seed);
+        let lun = 1;
+        let mut list = bench.receive(lun, &[0x1A, 0x08, 0x0A, 0, 16, 0], 16);
+        (list[0], list[2]) = (0, 0);
+        let before = sixteen(0x93, 0, 0, 1);
+        let before = Command::new(field(lun), &before, Data::Out { offset: 4096, bytes: 512 });
+        bench.world.channels[0].initiator.submit(&before).expect("room");
+        for swp in [0x08, 0x00] {
+            list[8] = swp;
+            assert_eq!(bench.send(lun, &[0x15, 0x10, 0, 0, 16, 0], &list), End::Good);
+        }
+        let end = bench.send(lun, &sixteen(0x93, 0, 8, 1), &[0; BLOCK]);
+        assert_eq!(end, End::Good, "seed {seed}");
+    }
+}
+
 #[test]
 fn spc_6_extended_copy_copies_and_its_status_can_be_asked_for() {
     let mut bench = Bench::new(1);
