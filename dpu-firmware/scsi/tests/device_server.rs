@@ -617,6 +617,7 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
             write_cache: flags[1],
             fua: flags[2],
             removable: flags[3],
+            medium: words[0],
             rotational: flags[4],
             thin: flags[5],
             physical_blocks_exponent: bytes[0],

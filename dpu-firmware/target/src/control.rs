@@ -8,6 +8,7 @@ use lunar_dma::sgv::{Buffer, Placement, SgvCache, Share};
 use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
+use lunar_scsi::unit::LogicalUnit;
 use lunar_scsi::unit_attention::UnitAttention;
 
 use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
@@ -169,7 +170,10 @@ impl<P: Platform> PollGroup<P> {
             let quiet = change
                 .drains
                 .iter()
-                .all(|handle| self.units.get(*handle).is_none_or(|shard| shard.active == 0));
+                .all(|handle| {
+                    let over = self.over_but_for_change(*handle);
+                    self.units.get(*handle).is_none_or(|shard| shard.active <= over)
+                });
             if !quiet {
                 self.changing = Some(change);
                 return;
@@ -196,6 +200,15 @@ impl<P: Platform> PollGroup<P> {
         self.tell(FromGroup::Configured { generation: change.configuration.generation });
     }
 
+    /// Tasks of the unit that the host has ended, and that wait for the very change to be made.
+    fn over_but_for_change(&self, handle: u32) -> u32 {
+        let waits = |outcome: &&lunar_backend::Outcome| {
+            let id = self.tasks.live(outcome.token);
+            id.is_some_and(|id| self.tasks.at(id.index).unit == handle)
+        };
+        u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0)
+    }
+
     fn release_held(&mut self, handle: u32) {
         let Some(shard) = self.units.get_mut(handle) else { return };
         shard.closed_for_change = false;
@@ -217,7 +230,7 @@ impl<P: Platform> PollGroup<P> {
             let Some(entry) = self.units.0.get_mut(place) else { continue };
             let shard = entry.get_or_insert_with(|| Box::new(UnitShard::new(unit)));
             let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
-            let resized = shard.logical_unit.blocks != unit.logical_unit.blocks;
+            let news = news_of(&shard.logical_unit, &unit.logical_unit);
             shard.in_use = true;
             shard.logical_unit = unit.logical_unit.clone();
             shard.backend = unit.backend;
@@ -225,10 +238,13 @@ impl<P: Platform> PollGroup<P> {
             if narrowed {
                 fences.push((unit.handle, shard.narrow_access()));
             }
-            if resized {
+            if news != News::default() {
                 for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
                     for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
-                        lun.tell(UnitAttention::CapacityDataChanged);
+                        lun.medium_changed |= news.medium_changed;
+                        if let Some(attention) = news.attention {
+                            lun.tell(attention);
+                        }
                     }
                 }
             }
@@ -594,6 +610,30 @@ fn same_backing(old: &Unit, new: &Unit) -> bool {
     old.backend == new.backend
         && old.name == new.name
         && old.logical_unit.block_bytes == new.logical_unit.block_bytes
-        // Shrinking is a change of backing for whoever is beyond the new end.
-        && old.logical_unit.blocks <= new.logical_unit.blocks
+        && old.logical_unit.medium == new.logical_unit.medium
+        // Shrinking is a change of backing for whoever is beyond the new end. Ejecting is none: the host
+        // ends what it has, and the command that ejects is itself in progress.
+        && (old.logical_unit.blocks <= new.logical_unit.blocks || !new.logical_unit.has_medium())
+}
+
+/// What the nexuses are told of a unit that changed.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct News {
+    attention: Option<UnitAttention>,
+    /// A medium came or went.
+    medium_changed: bool,
+}
+
+/// A medium that goes establishes no unit attention: what needs one is NOT READY from then on.
+fn news_of(old: &LogicalUnit, new: &LogicalUnit) -> News {
+    match (old.has_medium(), new.has_medium()) {
+        (true, true) if old.medium == new.medium => News {
+            attention: (old.blocks != new.blocks).then_some(UnitAttention::CapacityDataChanged),
+            medium_changed: false,
+        },
+        (_, true) => {
+            News { attention: Some(UnitAttention::MediumMayHaveChanged), medium_changed: true }
+        }
+        (had, false) => News { attention: None, medium_changed: had },
+    }
 }

@@ -40,6 +40,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Puts another disc into a vdisk_cdrom device, or takes it out.
+    Medium {
+        /// The device's name.
+        device: String,
+        /// The file, an absolute path; without one the drive is empty.
+        filename: Option<String>,
+    },
     /// Says the versions of this program and of the agent that answers.
     Version,
 }
@@ -122,6 +129,19 @@ pub fn run(options: &Options) -> Result<String, Failure> {
             Command::Show { what, json } => {
                 let reply = answer(agent.show(wire::ShowRequest {})).await?;
                 Ok(if json { as_json(&reply, what) } else { table::show(&reply, what) })
+            }
+            Command::Medium { device, filename } => {
+                let device = device.clone();
+                let filename = filename.clone().unwrap_or_default();
+                let request = wire::ChangeMediumRequest { device: device.clone(), filename };
+                let reply = answer(agent.change_medium(request)).await?;
+                let warnings = reply.warnings.iter().map(|warning| format!("{warning}\n"));
+                let warnings: String = warnings.collect();
+                let now = match reply.blocks {
+                    0 => "no disc".to_owned(),
+                    blocks => format!("a disc of {blocks} blocks"),
+                };
+                Ok(format!("{warnings}{device}: {now}\n"))
             }
             Command::Version => {
                 let reply = answer(agent.version(wire::VersionRequest {})).await?;

@@ -227,13 +227,18 @@ fn name() -> impl Strategy<Value = String> {
 
 prop_compose! {
     fn device()(
-        kind in 0_usize..3, block_shift in 9_u32..13, blocks in 1_u64..1 << 40, flags in any::<[bool; 8]>(),
+        kind in 0_usize..4, block_shift in 9_u32..13, blocks in 1_u64..1 << 40, flags in any::<[bool; 8]>(),
         product in proptest::option::of("[ -~]{1,16}"), serial in proptest::option::of("[ -~]{1,20}"),
         eui64_id in any::<Option<[u8; 8]>>(), naa in any::<Option<[u8; 7]>>(), path in name(),
         host in any::<bool>(), placement in 0_usize..3, sized in any::<bool>(),
     ) -> lunar_mgmt::tree::Device {
         let handler = Handler::ALL[kind];
         let mut device = lunar_mgmt::tree::Device::new(handler);
+        device.identity.prod_id = product.clone();
+        if handler == Handler::Cdrom {
+            device.filename = host.then(|| format!("/{path}"));
+            return device;
+        }
         device.block_bytes = 1 << block_shift;
         device.read_only = flags[0];
         device.rotational = flags[1];
