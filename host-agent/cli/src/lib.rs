@@ -130,7 +130,7 @@ pub fn run(options: &Options) -> Result<String, Failure> {
                 let reply = answer(agent.show(wire::ShowRequest {})).await?;
                 Ok(if json { as_json(&reply, what) } else { table::show(&reply, what) })
             }
-            Command::Medium { device, filename } => {
+            Command::Medium { ref device, ref filename } => {
                 let device = device.clone();
                 let filename = filename.clone().unwrap_or_default();
                 let request = wire::ChangeMediumRequest { device: device.clone(), filename };
