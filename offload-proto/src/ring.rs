@@ -334,6 +334,14 @@ pub struct LbaRun {
     pub reserved: [u8; 3],
 }
 
+impl LbaRun {
+    /// The run that these bytes of a data range are.
+    #[must_use]
+    pub fn from_data(bytes: [u8; size_of::<Self>()]) -> Self {
+        zerocopy::transmute!(bytes)
+    }
+}
+
 /// What does not fit in an entry: CDB, sense data and scatter list. Covered by the same publish as the
 /// entry of its slot.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -2,7 +2,7 @@
 //! became of it in, the ending out. Pending unit attentions, task sets and access are checked by
 //! the caller first.
 
-mod log;
+mod log_pages;
 mod medium;
 mod mmc;
 mod mode;
@@ -491,5 +491,5 @@ fn log_sense(page: u8, subpage: u8, save: bool, allocation: u16) -> Verdict {
     if save {
         return Verdict::Done(Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(0))));
     }
-    done_or(log::check(page, subpage), Parameter::LogPage { page, subpage, allocation })
+    done_or(log_pages::check(page, subpage), Parameter::LogPage { page, subpage, allocation })
 }

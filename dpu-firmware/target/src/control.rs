@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lunar_backend::ring::{RingBackend, RingSetup};
 use lunar_dma::sgv::{Buffer, Placement, SgvCache, Share};
 use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
+use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit::LogicalUnit;
@@ -230,7 +231,12 @@ impl<P: Platform> PollGroup<P> {
             let Some(entry) = self.units.0.get_mut(place) else { continue };
             let shard = entry.get_or_insert_with(|| Box::new(UnitShard::new(unit)));
             let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
-            let news = news_of(&shard.logical_unit, &unit.logical_unit);
+            let news = News {
+                // The nexus whose MODE SELECT it was takes it back with the outcome.
+                mode_changed: ModeParameters::of(&shard.logical_unit)
+                    != ModeParameters::of(&unit.logical_unit),
+                ..news_of_medium(&shard.logical_unit, &unit.logical_unit)
+            };
             shard.in_use = true;
             shard.logical_unit = unit.logical_unit.clone();
             shard.backend = unit.backend;
@@ -241,10 +247,7 @@ impl<P: Platform> PollGroup<P> {
             if news != News::default() {
                 for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
                     for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
-                        lun.medium_changed |= news.medium_changed;
-                        if let Some(attention) = news.attention {
-                            lun.tell(attention);
-                        }
+                        news.tell(lun);
                     }
                 }
             }
@@ -619,21 +622,36 @@ fn same_backing(old: &Unit, new: &Unit) -> bool {
 /// What the nexuses are told of a unit that changed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct News {
-    attention: Option<UnitAttention>,
+    mode_changed: bool,
+    capacity_changed: bool,
+    /// A medium came.
+    medium_came: bool,
     /// A medium came or went.
-    medium_changed: bool,
+    medium_moved: bool,
+}
+
+impl News {
+    fn tell(self, lun: &mut NexusLun) {
+        lun.medium_changed |= self.medium_moved;
+        let attentions = [
+            (self.capacity_changed, UnitAttention::CapacityDataChanged),
+            (self.medium_came, UnitAttention::MediumMayHaveChanged),
+            (self.mode_changed, UnitAttention::ModeParametersChanged),
+        ];
+        for (_, attention) in attentions.into_iter().filter(|(established, _)| *established) {
+            lun.tell(attention);
+        }
+    }
 }
 
 /// A medium that goes establishes no unit attention: what needs one is NOT READY from then on.
-fn news_of(old: &LogicalUnit, new: &LogicalUnit) -> News {
-    match (old.has_medium(), new.has_medium()) {
-        (true, true) if old.medium == new.medium => News {
-            attention: (old.blocks != new.blocks).then_some(UnitAttention::CapacityDataChanged),
-            medium_changed: false,
-        },
-        (_, true) => {
-            News { attention: Some(UnitAttention::MediumMayHaveChanged), medium_changed: true }
-        }
-        (had, false) => News { attention: None, medium_changed: had },
+fn news_of_medium(old: &LogicalUnit, new: &LogicalUnit) -> News {
+    let (had, has) = (old.has_medium(), new.has_medium());
+    let same = had && has && old.medium == new.medium;
+    News {
+        capacity_changed: same && old.blocks != new.blocks,
+        medium_came: has && !same,
+        medium_moved: (had || has) && !same,
+        mode_changed: false,
     }
 }

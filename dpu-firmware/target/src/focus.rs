@@ -9,10 +9,11 @@ use lunar_dma::sgv::{Buffer, ClaimError, Placement};
 use lunar_dma::slots::SlotId;
 use lunar_offload_proto::ring::{LBA_DEALLOCATED, LbaRun as RingRun};
 use lunar_platform::Platform;
-use lunar_scsi::cdb;
+use lunar_scsi::cdb::{self, Command};
 use lunar_scsi::device_server::{
     self, BlockOperation, BlockOutcome, Data, Ending, LbaRun, Parameter, Verdict,
 };
+use lunar_scsi::opcodes::HostCommand;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit_attention::UnitAttention;
@@ -608,6 +609,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                 task.transfer_bytes = outcome.transferred_bytes.min(task.data_in.total_bytes());
             }
             self.keep_forwarded_sense(outcome);
+            self.forget_own_change();
         } else {
             match device_server::finish(block_outcome(outcome)) {
                 Ending::Status(Status::Good) => {
@@ -627,6 +629,18 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         self.advance()
     }
 
+    /// MODE PARAMETERS CHANGED is for the other nexuses (SPC-6, MODE SELECT): the one whose MODE SELECT it
+    /// was had it established as well, when the configuration came that its outcome waited for.
+    fn forget_own_change(&mut self) {
+        let command = cdb::parse(self.kit.receive_region.cdb(self.task));
+        if self.task.status == Status::Good
+            && command == Ok(Command::Host(HostCommand::ModeSelect))
+            && let Some(lun) = self.nexus.luns.get_mut(self.task.lun as usize)
+        {
+            lun.attentions.clear(UnitAttention::ModeParametersChanged);
+        }
+    }
+
     /// GET LBA STATUS's parameter data of the runs that the backend put into the task's buffer.
     #[cold]
     fn tell_lba_status(&mut self, allocation: u32, runs_bytes: u32) {
@@ -637,7 +651,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let mut runs = [none; device_server::LBA_RUNS_MAX as usize];
         let mut count = 0;
         for (to, run) in runs.iter_mut().zip(told) {
-            let run: RingRun = zerocopy::transmute!(*run);
+            let run = RingRun::from_data(*run);
             *to = LbaRun {
                 lba: run.lba.get(),
                 blocks: run.blocks.get(),

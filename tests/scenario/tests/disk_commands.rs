@@ -207,5 +207,7 @@ fn spc_6_swp_refuses_writes_and_lets_them_through_again() {
     again.generation = 3;
     lab.configure(again);
     let tag = submit_with(&mut initiator, 0, &write, data);
+    assert_eq!(code(&lab.response(&mut initiator, tag).1), (6, 0x2A, 0x01), "it is told");
+    let tag = submit_with(&mut initiator, 0, &write, data);
     assert_eq!(lab.response(&mut initiator, tag).0, 0);
 }

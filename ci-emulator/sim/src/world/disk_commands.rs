@@ -22,33 +22,46 @@ enum End {
     Other(u8),
 }
 
-/// One initiator, logged in on channel 0.
-struct Bench(World);
+/// Initiators that are logged in, of which one is used at a time.
+struct Bench {
+    world: World,
+    /// The one that is used: its channel.
+    channel: usize,
+}
 
 impl Bench {
+    /// Channel 0 is logged in.
     fn new(seed: u64) -> Self {
-        let mut bench = Self(World::new(Plan { seed, commands: 0, trace: false }));
+        let world = World::new(Plan { seed, commands: 0, trace: false });
+        let mut bench = Self { world, channel: 0 };
+        bench.log_in();
+        bench
+    }
+
+    /// Logs the channel in and takes its unit attentions.
+    fn log_in(&mut self) {
+        let channel = self.channel;
         let mut since = 0;
+        let bench = &mut *self;
         bench.wait(|world, events| {
             if events.iter().any(|event| matches!(event, Event::LoggedIn { .. })) {
                 return true;
             }
             // Refused until the agent has configured the card.
             since += 1;
-            if since % 500 == 0 && world.channels[0].initiator.is_idle() {
-                world.channels[0].initiator.login().expect("idle");
+            if since % 500 == 0 && world.channels[channel].initiator.is_idle() {
+                world.channels[channel].initiator.login().expect("idle");
             }
             false
         });
         for lun in 0..crate::units::UNITS.len() {
             bench.run(lun, &cdbs::test_unit_ready(), Data::None);
         }
-        bench
     }
 
     /// One turn after the other until `done` says so.
     fn wait(&mut self, mut done: impl FnMut(&mut World, &[Event]) -> bool) {
-        let world = &mut self.0;
+        let (world, channel) = (&mut self.world, self.channel);
         for _ in 0..200_000 {
             world.now += 500;
             world.run_card();
@@ -57,7 +70,7 @@ impl Bench {
             let _ = world.host.landings.take();
             let mut events = Vec::new();
             let now = world.now;
-            world.channels[0].poll(now, &mut events);
+            world.channels[channel].poll(now, &mut events);
             if done(world, &events) {
                 return;
             }
@@ -67,7 +80,7 @@ impl Bench {
 
     fn run(&mut self, lun: usize, cdb: &[u8], data: Data) -> End {
         let command = Command::new(field(lun), cdb, data);
-        let tag = self.0.channels[0].initiator.submit(&command).expect("room");
+        let tag = self.world.channels[self.channel].initiator.submit(&command).expect("room");
         let mut end = None;
         self.wait(|_, events| {
             for event in events {
@@ -90,17 +103,17 @@ impl Bench {
     }
 
     fn send(&mut self, lun: usize, cdb: &[u8], data: &[u8]) -> End {
-        self.0.channels[0].initiator.data_mut(0..data.len()).copy_from_slice(data);
+        self.world.channels[self.channel].initiator.data_mut(0..data.len()).copy_from_slice(data);
         let bytes = u32::try_from(data.len()).expect("short");
         self.run(lun, cdb, if bytes == 0 { Data::None } else { Data::Out { offset: 0, bytes } })
     }
 
     /// The data-in of a command that ends well.
     fn receive(&mut self, lun: usize, cdb: &[u8], bytes: usize) -> Vec<u8> {
-        self.0.channels[0].initiator.data_mut(0..bytes).fill(0xEE);
+        self.world.channels[self.channel].initiator.data_mut(0..bytes).fill(0xEE);
         let data = Data::In { offset: 0, bytes: u32::try_from(bytes).expect("short") };
         assert_eq!(self.run(lun, cdb, data), End::Good, "{cdb:02x?}");
-        self.0.channels[0].initiator.data(0..bytes).to_vec()
+        self.world.channels[self.channel].initiator.data(0..bytes).to_vec()
     }
 
     fn read(&mut self, lun: usize, lba: u64, blocks: u32) -> Vec<u8> {
@@ -211,29 +224,31 @@ fn sbc_4_unmapped_blocks_read_as_zeros_and_get_lba_status_tells_of_them() {
 }
 
 #[test]
-fn spc_6_mode_select_protects_the_unit_and_lets_it_go_again() {
+fn spc_6_mode_select_protects_the_unit_tells_the_others_and_lets_it_go_again() {
     let mut bench = Bench::new(1);
+    // The first channel of the second nexus.
+    bench.channel = super::NEXUSES[0];
+    bench.log_in();
     for lun in LUNS {
+        bench.channel = 0;
         let sensed = bench.receive(lun, &[0x1A, 0x08, 0x0A, 0, 16, 0], 16);
         assert_eq!(sensed[8] & 0x08, 0, "SWP");
         let mut list = sensed.clone();
         (list[0], list[2]) = (0, 0);
         for protected in [true, false] {
             list[8] = if protected { 0x08 } else { 0x00 };
-            let mut end = bench.send(lun, &[0x15, 0x10, 0, 0, 16, 0], &list);
-            if matches!(end, End::Sense(0x06, ..)) {
-                end = bench.send(lun, &[0x15, 0x10, 0, 0, 16, 0], &list);
-            }
-            assert_eq!(end, End::Good);
-            let mut end = bench.send(lun, &sixteen(0x93, 0, 0, 1), &[0; BLOCK]);
-            if matches!(end, End::Sense(0x06, ..)) {
-                end = bench.send(lun, &sixteen(0x93, 0, 0, 1), &[0; BLOCK]);
-            }
+            assert_eq!(bench.send(lun, &[0x15, 0x10, 0, 0, 16, 0], &list), End::Good);
             let refused = End::Sense(0x07, 0x27, 0x02, 0);
+            let end = bench.send(lun, &sixteen(0x93, 0, 0, 1), &[0; BLOCK]);
             assert_eq!(end, if protected { refused } else { End::Good });
             let sensed = bench.receive(lun, &[0x1A, 0x08, 0x0A, 0, 16, 0], 16);
             assert_eq!(sensed[8] & 0x08 != 0, protected, "SWP");
             assert_eq!(sensed[2] & 0x80 != 0, protected, "WP");
+            bench.channel = super::NEXUSES[0];
+            let news = End::Sense(0x06, 0x2A, 0x01, 0);
+            assert_eq!(bench.run(lun, &cdbs::test_unit_ready(), Data::None), news);
+            assert_eq!(bench.run(lun, &cdbs::test_unit_ready(), Data::None), End::Good);
+            bench.channel = 0;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages
 //! themselves are in `vpd`, `mode` and `log`, what only CD/DVD devices have in `mmc`.
 
-use super::{log, mmc, mode, supported, vpd};
+use super::{log_pages, mmc, mode, supported, vpd};
 use crate::cdb::{GetConfiguration, ModeSense, ReadToc, ReportOperationCodes};
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
@@ -132,7 +132,7 @@ impl Parameter {
             Self::ReadCapacity16 { .. } => READ_CAPACITY_16_BYTES,
             Self::ModeSense { .. } => mode::BYTES_MAX,
             Self::RequestSense { .. } => Sense::BYTES_MAX as u32,
-            Self::LogPage { .. } => log::BYTES_MAX,
+            Self::LogPage { .. } => log_pages::BYTES_MAX,
             Self::DefectData { .. } => DEFECT_DATA_BYTES_MAX,
             Self::Toc(_) => mmc::TOC_BYTES_MAX,
             Self::Configuration(_) => mmc::CONFIGURATION_BYTES_MAX,
@@ -212,7 +212,9 @@ pub fn fill(
             };
             pending.unwrap_or(nothing).write(descriptor_format, &mut writer);
         }
-        (Parameter::LogPage { page, subpage, .. }, _) => log::write(page, subpage, &mut writer),
+        (Parameter::LogPage { page, subpage, .. }, _) => {
+            log_pages::write(page, subpage, &mut writer)
+        }
         (Parameter::DefectData { long, lists, .. }, _) => defect_data(long, lists, &mut writer),
         (Parameter::Toc(toc), Some(unit)) => mmc::write_toc(&toc, unit, &mut writer),
         (Parameter::Configuration(configuration), Some(unit)) => {
