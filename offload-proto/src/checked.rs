@@ -183,13 +183,13 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
         about.require(has_medium && capacity_fits, || {
             format!("{} blocks of {block_bytes} bytes; 1 byte to 2^63 is possible", from.blocks)
         })?;
-        let device_type =
-            u8::try_from(from.device_type).ok().filter(|kind| matches!(kind, 0 | 5)).ok_or_else(
-                || {
-                    let value = from.device_type;
-                    about.refuse(format!("device_type is {value}; 0 or 5 is possible"))
-                },
-            )?;
+        let device_type = u8::try_from(from.device_type)
+            .ok()
+            .filter(|kind| matches!(kind, 0 | 5))
+            .ok_or_else(|| {
+                let value = from.device_type;
+                about.refuse(format!("device_type is {value}; 0 or 5 is possible"))
+            })?;
         let physical_blocks_exponent = u8::try_from(from.physical_blocks_exponent)
             .ok()
             .filter(|exponent| *exponent <= 15)

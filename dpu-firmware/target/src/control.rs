@@ -168,13 +168,10 @@ impl<P: Platform> PollGroup<P> {
     fn continue_change(&mut self) {
         let Some(mut change) = self.changing.take() else { return };
         if !change.applied {
-            let quiet = change
-                .drains
-                .iter()
-                .all(|handle| {
-                    let over = self.over_but_for_change(*handle);
-                    self.units.get(*handle).is_none_or(|shard| shard.active <= over)
-                });
+            let quiet = change.drains.iter().all(|handle| {
+                let over = self.over_but_for_change(*handle);
+                self.units.get(*handle).is_none_or(|shard| shard.active <= over)
+            });
             if !quiet {
                 self.changing = Some(change);
                 return;

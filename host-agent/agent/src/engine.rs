@@ -470,7 +470,9 @@ impl Engine {
         };
         if !change.filename.is_empty() && !change.filename.starts_with('/') {
             let filename = &change.filename;
-            return Err(format!("filename `{filename}` is not absolute: give the path from the root"));
+            return Err(format!(
+                "filename `{filename}` is not absolute: give the path from the root"
+            ));
         }
         if let Some((nexus, peer)) = self.core.removal_prevented_by(handle) {
             return Err(format!(
@@ -481,8 +483,7 @@ impl Engine {
         let changed = Device { filename, ..device.clone() };
         let (open, warnings) =
             devices::open(name, &changed).map_err(|error| format!("{error:#}"))?;
-        let place =
-            self.devices.get_mut(at).ok_or_else(|| format!("device {name} is not open"))?;
+        let place = self.devices.get_mut(at).ok_or_else(|| format!("device {name} is not open"))?;
         let blocks = open.geometry().blocks;
         let before = std::mem::replace(place, open);
         if before.outstanding() > 0 {

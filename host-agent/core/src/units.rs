@@ -241,8 +241,7 @@ impl Units {
         let (Some(own), Some(sent)) = (self.ring_backed.get_mut(&handle), sent) else {
             return false;
         };
-        let moved =
-            if load { self.ejected.remove(&handle) } else { self.ejected.insert(handle) };
+        let moved = if load { self.ejected.remove(&handle) } else { self.ejected.insert(handle) };
         let blocks = if load { own.medium_blocks } else { 0 };
         if own.blocks == blocks {
             return false;

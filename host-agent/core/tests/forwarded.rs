@@ -341,7 +341,10 @@ fn an_ejected_medium_is_gone_until_it_is_loaded_or_another_is_put_in() {
     forward(&mut bench, 1, &EJECT, &[]);
     let (ejected, sense, _) = completion(&mut bench);
     let generation = bench.core.configuration_generation();
-    assert_eq!((ejected.status, sense, ejected.required_generation.get()), (0, (0, 0, 0), generation));
+    assert_eq!(
+        (ejected.status, sense, ejected.required_generation.get()),
+        (0, (0, 0, 0), generation)
+    );
     assert_eq!((told_blocks(&bench), bench.sent_generation()), (0, Some(generation)));
     assert_eq!(ending(&mut bench, &EJECT, &[]), GOOD);
     assert_eq!(bench.core.configuration_generation(), generation, "nothing is there to eject");

@@ -178,11 +178,10 @@ fn features(unit: &LogicalUnit) -> [Feature; 10] {
         Feature::new(0x0000, 0, &[d0, d1, d2, d3, c0, c1, c2, c3]), // Profile List
         // Core: PHYSICAL INTERFACE STANDARD 1, the SCSI family.
         Feature::new(0x0001, 2, &[0, 0, 0, 1, 0, 0, 0, 0]),
-        Feature::new(0x0002, 1, &[0; 4]),          // Morphing: events are polled
+        Feature::new(0x0002, 1, &[0; 4]), // Morphing: events are polled
         Feature::new(0x0003, 2, &[TRAY, 0, 0, 0]), // Removable Medium
         // Random Readable: the block size, and BLOCKING 1.
-        Feature::new(0x0010, 0, &[b0, b1, b2, b3, 0, 1, 0, 0])
-            .current_if(profile != Profile::None),
+        Feature::new(0x0010, 0, &[b0, b1, b2, b3, 0, 1, 0, 0]).current_if(profile != Profile::None),
         Feature::new(0x001D, 0, &[]).current_if(profile == Profile::CdRom), // Multi-Read
         Feature::new(0x001E, 2, &[0; 4]).current_if(profile == Profile::CdRom), // CD Read
         Feature::new(0x001F, 1, &[0; 4]).current_if(profile == Profile::DvdRom), // DVD Read

@@ -153,8 +153,7 @@ fn capabilities(_: &LogicalUnit, writer: &mut Writer<'_>) {
 
 /// Is there such a page?
 pub(super) fn check(unit: &LogicalUnit, page: u8, subpage: u8) -> Result<(), Sense> {
-    let is_known =
-        |known: &Page| known.code == page && known.types.contains(&unit.device_type);
+    let is_known = |known: &Page| known.code == page && known.types.contains(&unit.device_type);
     if page != ALL_PAGES && !PAGES.iter().any(is_known) {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, Some(5)));
     }
