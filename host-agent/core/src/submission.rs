@@ -61,7 +61,7 @@ pub(crate) fn decide(
     let Some(unit) = unit else {
         return Verdict::Answer(Outcome::Refused, 0);
     };
-    if unit.scsi.removable && entry.configuration_generation.get() < unit.medium_since {
+    if entry.configuration_generation.get() < unit.medium_since {
         // It means the medium before: the card drains it, and tells the retry of the change.
         return Verdict::Answer(Outcome::Unavailable, 0);
     }

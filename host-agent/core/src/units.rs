@@ -178,7 +178,10 @@ impl Units {
                         block_bytes,
                         blocks: unit.blocks,
                         medium_blocks: blocks,
-                        medium_since: same.map_or(generation, |known| known.medium_since),
+                        medium_since: match (unit.device_type, same) {
+                            (CD_DVD, None) => generation,
+                            (_, known) => known.map_or(0, |known| known.medium_since),
+                        },
                         read_only,
                         backing_read_only,
                         thin,

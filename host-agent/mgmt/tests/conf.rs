@@ -18,6 +18,26 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
+fn a_cd_drive_has_scsts_name_too_and_may_be_without_a_disc() {
+    for handler in ["vdisk_cdrom", "vcdrom"] {
+        for (attributes, filename) in [
+            ("", None),
+            ("{\nfilename \"\"\n}", None),
+            ("{\nfilename /srv/a.iso\n}", Some("/srv/a.iso")),
+        ] {
+            let text = format!("HANDLER {handler} {{\nDEVICE cd {attributes}\n}}\n");
+            let (tree, _) = read("scst.conf", text.as_bytes()).unwrap();
+            let cd = &tree.devices["cd"];
+            assert_eq!((cd.handler, cd.filename.as_deref()), (Handler::Cdrom, filename));
+            assert_eq!((cd.block_bytes, cd.read_only, cd.removable), (2048, true, true));
+            assert!(cd.on_host());
+        }
+    }
+    let fixed = refused("HANDLER vdisk_cdrom {\nDEVICE cd {\nblocksize 512\n}\n}\n");
+    assert!(fixed.contains("`blocksize` is not an attribute of vdisk_cdrom"), "{fixed}");
+}
+
+#[test]
 fn the_shipped_example_is_read_without_a_warning() {
     let (tree, warnings) = read("scst.conf", EXAMPLE.as_bytes()).unwrap();
     assert_eq!(warnings, []);
