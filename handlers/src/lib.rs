@@ -1,7 +1,7 @@
 //! The handlers: what stores the blocks of a logical unit, on the host side.
 //!
 //! Here live the trait [`BlockDevice`] with its implementations (SCST's vdisk_nullio,
-//! vdisk_fileio and vdisk_blockio, and a memory disk for tests), the decorators that wrap any of
+//! vdisk_fileio, vdisk_blockio and vdisk_cdrom, and a memory disk for tests), the decorators that wrap any of
 //! them ([`delay`], [`fault`], [`verify`]), the trait [`CommandDevice`] for pass-through, and
 //! [`memory`]: the shared arenas that data lands in. SCSI may not live here (a handler knows
 //! blocks, not CDBs or sense), nor rings and messages.
@@ -22,6 +22,7 @@ mod running;
 mod synchronous;
 mod uring;
 pub mod vdisk_blockio;
+pub mod vdisk_cdrom;
 pub mod vdisk_fileio;
 pub mod vdisk_nullio;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lunar_handlers::{
     Arena, BlockDevice, CancelAnswer, EngineChoice, FileDevice, HostBuffer, OpenError, Outcome,
-    Request, RequestId, vdisk_blockio, vdisk_fileio,
+    Request, RequestId, vdisk_blockio, vdisk_cdrom, vdisk_fileio,
 };
 
 const BLOCK: u32 = 512;
@@ -49,7 +49,7 @@ fn engines() -> Vec<EngineChoice> {
 }
 
 /// Polls until nothing is outstanding, waiting on the device's descriptor.
-fn drain(device: &mut impl BlockDevice) -> Vec<(RequestId, Outcome)> {
+fn drain(device: &mut (impl BlockDevice + ?Sized)) -> Vec<(RequestId, Outcome)> {
     let mut ended = Vec::new();
     device.poll(&mut ended);
     while device.outstanding() > 0 {
@@ -441,4 +441,30 @@ fn a_thin_loop_device_unmaps_into_the_file_below() {
         assert_eq!(stored[512 * 512..520 * 512], vec![0; 8 * 512]);
         assert!(stored[1023 * 512..1024 * 512].iter().any(|byte| *byte != 0));
     }
+}
+
+#[test]
+fn a_cd_drive_reads_its_disc_in_blocks_of_2048_bytes_and_without_one_has_none() {
+    let directory = directory();
+    let path = image(directory.path(), 3 * 2048 + 512);
+    let opened = vdisk_cdrom::open("cd", Some(&path)).expect("a disc");
+    assert_eq!(opened.warnings.len(), 1, "the cut block: {:?}", opened.warnings);
+    let mut disc = opened.device;
+    let geometry = disc.geometry();
+    assert_eq!((geometry.block_bytes, geometry.blocks, geometry.read_only), (2048, 3, true));
+    let arena = Arena::anonymous(4096).expect("memory");
+    let window = || arena.window(0, 2048);
+    disc.submit(RequestId(1), Request::Read { lba: 2, blocks: 1 }, window());
+    assert_eq!(drain(disc.as_mut()), [(RequestId(1), Outcome::Done)]);
+    let mut word = [0; 8];
+    assert!(window().expect("inside").read(0, &mut word));
+    assert_eq!(u64::from_le_bytes(word), 2 * 2048 / 8);
+    disc.submit(RequestId(2), Request::Write { lba: 0, blocks: 1, fua: false }, window());
+    assert_eq!(drain(disc.as_mut()), [(RequestId(2), Outcome::WriteProtected)]);
+
+    let mut empty = vdisk_cdrom::open("cd", None).expect("no disc").device;
+    assert_eq!(empty.geometry().blocks, 0);
+    empty.submit(RequestId(3), Request::Read { lba: 0, blocks: 1 }, window());
+    assert_eq!(drain(empty.as_mut()), [(RequestId(3), Outcome::OutOfRange)]);
+    assert!(vdisk_cdrom::open("cd", Some(&directory.path().join("absent"))).is_err());
 }

@@ -140,6 +140,9 @@ pub struct LogicalUnit {
     pub descriptor_sense: bool,
     /// Bits as in the message; unknown ones are kept.
     pub host_commands: u32,
+    /// 0 or 5.
+    pub device_type: u8,
+    pub medium: u32,
 }
 
 impl TryFrom<&control::LogicalUnit> for LogicalUnit {
@@ -176,9 +179,17 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
         )?;
         let capacity_fits =
             from.blocks.checked_mul(u64::from(block_bytes)).is_some_and(|bytes| bytes <= 1 << 63);
-        about.require(from.blocks != 0 && capacity_fits, || {
+        let has_medium = from.blocks != 0 || from.removable;
+        about.require(has_medium && capacity_fits, || {
             format!("{} blocks of {block_bytes} bytes; 1 byte to 2^63 is possible", from.blocks)
         })?;
+        let device_type = u8::try_from(from.device_type)
+            .ok()
+            .filter(|kind| matches!(kind, 0 | 5))
+            .ok_or_else(|| {
+                let value = from.device_type;
+                about.refuse(format!("device_type is {value}; 0 or 5 is possible"))
+            })?;
         let physical_blocks_exponent = u8::try_from(from.physical_blocks_exponent)
             .ok()
             .filter(|exponent| *exponent <= 15)
@@ -237,6 +248,8 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             software_write_protect: from.software_write_protect,
             descriptor_sense: from.descriptor_sense,
             host_commands: from.host_commands,
+            device_type,
+            medium: from.medium,
         })
     }
 }

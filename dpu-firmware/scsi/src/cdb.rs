@@ -122,6 +122,31 @@ pub enum Command {
         /// PREVENT, two bits.
         prevent: u8,
     },
+    /// READ TOC/PMA/ATIP (MMC-6).
+    ReadToc(ReadToc),
+    /// GET CONFIGURATION (MMC-6).
+    GetConfiguration(GetConfiguration),
+    /// GET EVENT STATUS NOTIFICATION (MMC-6).
+    EventStatus {
+        /// Polled; else the answer is to wait for an event.
+        polled: bool,
+        /// NOTIFICATION CLASS REQUEST.
+        classes: u8,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// READ DISC INFORMATION (MMC-6).
+    DiscInformation {
+        /// DATA TYPE, three bits.
+        data_type: u8,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// MECHANISM STATUS (MMC-6).
+    MechanismStatus {
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
     /// REPORT SUPPORTED OPERATION CODES (SPC-6).
     ReportOperationCodes(ReportOperationCodes),
     /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6).
@@ -178,6 +203,30 @@ pub struct ReportOperationCodes {
     pub allocation: u32,
 }
 
+/// What READ TOC/PMA/ATIP says (MMC-6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadToc {
+    /// MSF: addresses as minute, second and frame.
+    pub msf: bool,
+    /// FORMAT, four bits.
+    pub format: u8,
+    /// TRACK/SESSION NUMBER: the first that is told of.
+    pub track: u8,
+    /// ALLOCATION LENGTH, bytes.
+    pub allocation: u16,
+}
+
+/// What GET CONFIGURATION says (MMC-6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GetConfiguration {
+    /// RT, two bits: which features.
+    pub requested: u8,
+    /// STARTING FEATURE NUMBER.
+    pub first: u16,
+    /// ALLOCATION LENGTH, bytes.
+    pub allocation: u16,
+}
+
 /// What READ and WRITE say, and the commands like them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
@@ -229,11 +278,18 @@ pub enum PageControl {
 impl Command {
     /// True where a pending unit attention is neither reported nor cleared by this command:
     /// INQUIRY, REPORT LUNS and REQUEST SENSE (SAM-6 5.14; REQUEST SENSE then reports it as
-    /// parameter data).
+    /// parameter data), GET CONFIGURATION and GET EVENT STATUS NOTIFICATION (MMC-6).
     #[must_use]
     #[inline]
     pub fn ignores_unit_attention(&self) -> bool {
-        matches!(self, Self::Inquiry { .. } | Self::ReportLuns { .. } | Self::RequestSense { .. })
+        matches!(
+            self,
+            Self::Inquiry { .. }
+                | Self::ReportLuns { .. }
+                | Self::RequestSense { .. }
+                | Self::GetConfiguration(_)
+                | Self::EventStatus { .. }
+        )
     }
 
     /// True if the command changes the medium.
@@ -408,6 +464,35 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
         opcode::PREVENT_ALLOW_MEDIUM_REMOVAL => {
             let [_, _, _, _, prevent, _] = *fixed::<6>(cdb)?;
             Ok(Command::PreventAllow { prevent: prevent & 0x03 })
+        }
+        opcode::READ_TOC => {
+            let [_, flags, format, _, _, _, track, high, low, control] = *fixed::<10>(cdb)?;
+            // Before MMC the format was in the control byte, and some still put it there.
+            let format = if format & 0x0F == 0 { control >> 6 } else { format & 0x0F };
+            let allocation = u16::from_be_bytes([high, low]);
+            Ok(Command::ReadToc(ReadToc { msf: flags & 0x02 != 0, format, track, allocation }))
+        }
+        opcode::GET_CONFIGURATION => {
+            let [_, flags, f0, f1, _, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            Ok(Command::GetConfiguration(GetConfiguration {
+                requested: flags & 0x03,
+                first: u16::from_be_bytes([f0, f1]),
+                allocation: u16::from_be_bytes([high, low]),
+            }))
+        }
+        opcode::GET_EVENT_STATUS_NOTIFICATION => {
+            let [_, flags, _, _, classes, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            let allocation = u16::from_be_bytes([high, low]);
+            Ok(Command::EventStatus { polled: flags & 0x01 != 0, classes, allocation })
+        }
+        opcode::READ_DISC_INFORMATION => {
+            let [_, flags, _, _, _, _, _, high, low, _] = *fixed::<10>(cdb)?;
+            let allocation = u16::from_be_bytes([high, low]);
+            Ok(Command::DiscInformation { data_type: flags & 0x07, allocation })
+        }
+        opcode::MECHANISM_STATUS => {
+            let [_, _, _, _, _, _, _, _, high, low, _, _] = *fixed::<12>(cdb)?;
+            Ok(Command::MechanismStatus { allocation: u16::from_be_bytes([high, low]) })
         }
         opcode::MAINTENANCE_IN => maintenance_in(cdb),
         opcode::FORMAT_UNIT => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::FormatUnit)),

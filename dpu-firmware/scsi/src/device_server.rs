@@ -4,6 +4,7 @@
 
 mod log_pages;
 mod medium;
+mod mmc;
 mod mode;
 mod parameter;
 mod supported;
@@ -14,7 +15,7 @@ pub use mode::{ModeParameters, select};
 pub use parameter::{LBA_RUNS_MAX, LbaRun, Parameter, fill, fill_lba_status};
 
 use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer, Usual};
-use crate::opcodes::HostCommand;
+use crate::opcodes::{self, HostCommand};
 use crate::sense::Sense;
 use crate::status::Status;
 use crate::unit::LogicalUnit;
@@ -198,6 +199,11 @@ pub fn begin_cdb(
     cdb: &[u8],
 ) -> (Option<Command>, Verdict) {
     match cdb::parse(cdb) {
+        // What a device of this type has not.
+        Ok(_) if !opcodes::fits(unit.device_type, cdb) => {
+            let sense = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None);
+            (None, Verdict::Done(Err(sense)))
+        }
         Ok(command) => (Some(command), begin(unit, lun_read_only, &command)),
         Err(sense) => (None, refuse(unit, sense)),
     }
@@ -246,6 +252,17 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
         }
         Command::ReadDefectData { long, lists, allocation } => {
             Verdict::Parameter(Parameter::DefectData { long, lists, allocation })
+        }
+        Command::ReadToc(toc) => mmc::read_toc(toc),
+        Command::GetConfiguration(configuration) => mmc::get_configuration(configuration),
+        Command::EventStatus { polled, classes, allocation } => {
+            mmc::event_status(polled, classes, allocation)
+        }
+        Command::DiscInformation { data_type, allocation } => {
+            mmc::disc_information(data_type, allocation)
+        }
+        Command::MechanismStatus { allocation } => {
+            Verdict::Parameter(Parameter::MechanismStatus { allocation })
         }
         Command::ReportOperationCodes(report) => {
             done_or(supported::check(&report), Parameter::OperationCodes(report))
@@ -420,7 +437,7 @@ fn mode_sense(unit: &LogicalUnit, lun_read_only: bool, sense: ModeSense) -> Verd
         let saved = Sense::SAVING_PARAMETERS_NOT_SUPPORTED.with_field(2, Some(7));
         return Verdict::Done(Err(saved));
     }
-    match mode::check(sense.page, sense.subpage) {
+    match mode::check(unit, sense.page, sense.subpage) {
         Ok(()) => Verdict::Parameter(Parameter::ModeSense {
             sense,
             write_protected: unit.read_only || lun_read_only,

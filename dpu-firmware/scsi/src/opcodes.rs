@@ -5,7 +5,7 @@
 
 use crate::unit::{DeviceType, LogicalUnit};
 
-/// Operation codes of the commands that are known here (SPC-6 and SBC-4, command tables).
+/// Operation codes of the commands that are known here (SPC-6, SBC-4 and MMC-6, command tables).
 pub mod opcode {
     #![allow(missing_docs, reason = "the names are the standards' own")]
     pub const TEST_UNIT_READY: u8 = 0x00;
@@ -28,7 +28,11 @@ pub mod opcode {
     pub const READ_DEFECT_DATA_10: u8 = 0x37;
     pub const WRITE_SAME_10: u8 = 0x41;
     pub const UNMAP: u8 = 0x42;
+    pub const READ_TOC: u8 = 0x43;
+    pub const GET_CONFIGURATION: u8 = 0x46;
+    pub const GET_EVENT_STATUS_NOTIFICATION: u8 = 0x4A;
     pub const LOG_SENSE: u8 = 0x4D;
+    pub const READ_DISC_INFORMATION: u8 = 0x51;
     pub const MODE_SELECT_10: u8 = 0x55;
     pub const MODE_SENSE_10: u8 = 0x5A;
     pub const THIRD_PARTY_COPY_OUT: u8 = 0x83;
@@ -50,6 +54,7 @@ pub mod opcode {
     pub const WRITE_AND_VERIFY_12: u8 = 0xAE;
     pub const VERIFY_12: u8 = 0xAF;
     pub const READ_DEFECT_DATA_12: u8 = 0xB7;
+    pub const MECHANISM_STATUS: u8 = 0xBD;
 }
 
 /// Service actions of the commands that have them (SPC-6 and SBC-4).
@@ -138,6 +143,7 @@ enum Bits {
 /// The device types that have a command.
 const DISK: &[DeviceType] = &[DeviceType::Disk];
 const ALL: &[DeviceType] = &[DeviceType::Disk, DeviceType::CdDvd];
+const CD: &[DeviceType] = &[DeviceType::CdDvd];
 
 /// One command.
 #[derive(Debug)]
@@ -190,6 +196,10 @@ impl CommandRow {
 
     const fn all_types(self) -> Self {
         Self { types: ALL, ..self }
+    }
+
+    const fn cd(self) -> Self {
+        Self { types: CD, ..self }
     }
 
     const fn thin(self) -> Self {
@@ -280,7 +290,11 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("WRITE SAME (10)", &[0x41, 0xFF, F, F, F, F, 0, F, F, C]) // SBC-4
         .bits(Bits::Unmap).timeout_s(60),
     CommandRow::new("UNMAP", &[0x42, 0x01, 0, 0, 0, 0, 0, F, F, C]).thin().timeout_s(60), // SBC-4
+    CommandRow::new("READ TOC/PMA/ATIP", &[0x43, 0x02, 0x0F, 0, 0, 0, F, F, F, 0xC4]).cd(), // MMC-6
+    CommandRow::new("GET CONFIGURATION", &[0x46, 0x03, F, F, 0, 0, 0, F, F, C]).cd(), // MMC-6
+    CommandRow::new("GET EVENT STATUS NOTIFICATION", &[0x4A, 0x01, 0, 0, F, 0, 0, F, F, C]).cd(), // MMC-6
     CommandRow::new("LOG SENSE", &[0x4D, 0x01, F, F, 0, 0, 0, F, F, C]).all_types(), // SPC-6
+    CommandRow::new("READ DISC INFORMATION", &[0x51, 0x07, 0, 0, 0, 0, 0, F, F, C]).cd(), // MMC-6
     CommandRow::new("MODE SELECT (10)", &[0x55, 0x13, 0, 0, 0, 0, 0, F, F, C]) // SPC-6
         .host(HostCommand::ModeSelect).all_types(),
     CommandRow::new("MODE SENSE (10)", &[0x5A, 0x18, F, F, 0, 0, 0, F, F, C]).all_types(), // SPC-6
@@ -326,4 +340,17 @@ pub static COMMANDS: &[CommandRow] = &[
         .bits(Bits::DpoFua),
     CommandRow::new("VERIFY (12)", &[0xAF, 0xF6, F, F, F, F, F, F, F, F, 0, C]).bits(Bits::DpoFua), // SBC-4
     CommandRow::new("READ DEFECT DATA (12)", &[0xB7, 0x1F, F, F, F, F, F, F, F, F, 0, C]), // SBC-4
+    CommandRow::new("MECHANISM STATUS", &[0xBD, 0, 0, 0, 0, 0, 0, 0, F, F, 0, C]).cd(), // MMC-6
 ];
+
+/// Whether units of this type have the command that a CDB names, as far as the type decides that. An
+/// operation code that is not in the table is in no type's way.
+pub(crate) fn fits(device_type: DeviceType, cdb: &[u8]) -> bool {
+    let Some(&operation) = cdb.first() else { return true };
+    let begin = COMMANDS.partition_point(|row| row.operation < operation);
+    match COMMANDS.get(begin) {
+        // The service actions of one operation code are of the same types.
+        Some(row) if row.operation == operation => row.types.contains(&device_type),
+        _ => true,
+    }
+}

@@ -29,6 +29,8 @@ pub struct LogicalUnit {
     pub fua: bool,
     /// RMB in INQUIRY.
     pub removable: bool,
+    /// Which medium is, or was last, in a removable unit: another number is another medium.
+    pub medium: u32,
     /// Reports a rotation rate in VPD page B1h instead of "non-rotating".
     pub rotational: bool,
     /// Thin provisioned: LBPME in READ CAPACITY (16), UNMAP and WRITE SAME with UNMAP, the
@@ -80,6 +82,7 @@ impl LogicalUnit {
             write_cache: false,
             fua: true,
             removable: false,
+            medium: 0,
             rotational: false,
             thin: false,
             unmapped_reads_zero: false,

@@ -22,6 +22,8 @@ pub enum UnitAttention {
     BusDeviceReset,
     /// 29/07 I_T NEXUS LOSS OCCURRED.
     NexusLoss,
+    /// 28/00 NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED.
+    MediumMayHaveChanged,
     /// 2F/00 COMMANDS CLEARED BY ANOTHER INITIATOR.
     CommandsClearedByAnotherInitiator,
     /// 3F/0E REPORTED LUNS DATA HAS CHANGED.
@@ -37,13 +39,14 @@ pub enum UnitAttention {
 }
 
 /// In order of reporting; the index is the discriminant and the bit in [`UnitAttentions`].
-const ALL: [UnitAttention; 12] = [
+const ALL: [UnitAttention; 13] = [
     UnitAttention::PowerOnOrReset,
     UnitAttention::PowerOn,
     UnitAttention::DeviceInternalReset,
     UnitAttention::BusReset,
     UnitAttention::BusDeviceReset,
     UnitAttention::NexusLoss,
+    UnitAttention::MediumMayHaveChanged,
     UnitAttention::CommandsClearedByAnotherInitiator,
     UnitAttention::ReportedLunsDataChanged,
     UnitAttention::InquiryDataChanged,
@@ -63,6 +66,7 @@ impl UnitAttention {
             Self::BusReset => (0x29, 0x02),
             Self::BusDeviceReset => (0x29, 0x03),
             Self::NexusLoss => (0x29, 0x07),
+            Self::MediumMayHaveChanged => (0x28, 0x00),
             Self::CommandsClearedByAnotherInitiator => (0x2F, 0x00),
             Self::ReportedLunsDataChanged => (0x3F, 0x0E),
             Self::InquiryDataChanged => (0x3F, 0x03),

@@ -339,12 +339,17 @@ fn the_remaining_commands() {
 }
 
 #[test]
-fn sam_6_three_commands_leave_a_unit_attention_alone() {
+fn sam_6_and_mmc_6_five_commands_leave_a_unit_attention_alone() {
+    let alone = [
+        opcode::INQUIRY,
+        opcode::REPORT_LUNS,
+        opcode::REQUEST_SENSE,
+        opcode::GET_CONFIGURATION,
+        opcode::GET_EVENT_STATUS_NOTIFICATION,
+    ];
     for bytes in all() {
         let command = parse(&bytes).unwrap();
-        let expected =
-            [opcode::INQUIRY, opcode::REPORT_LUNS, opcode::REQUEST_SENSE].contains(&bytes[0]);
-        assert_eq!(command.ignores_unit_attention(), expected, "{bytes:02x?}");
+        assert_eq!(command.ignores_unit_attention(), alone.contains(&bytes[0]), "{bytes:02x?}");
     }
 }
 

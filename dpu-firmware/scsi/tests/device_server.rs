@@ -617,6 +617,7 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
             write_cache: flags[1],
             fua: flags[2],
             removable: flags[3],
+            medium: words[0],
             rotational: flags[4],
             thin: flags[5],
             physical_blocks_exponent: bytes[0],
@@ -702,6 +703,11 @@ fn told_length(parameter: &Parameter, bytes: &[u8]) -> Option<usize> {
             4 + be16(2) + if report.timeouts && bytes[1] & 0x80 != 0 { 12 } else { 0 }
         }
         Parameter::TaskManagement { .. } => 4 + usize::from(bytes[3]),
+        Parameter::Toc(_) | Parameter::EventStatus { .. } | Parameter::DiscInformation { .. } => {
+            2 + be16(0)
+        }
+        Parameter::Configuration(_) => 4 + be32(0),
+        Parameter::MechanismStatus { .. } => 8 + be16(6),
     })
 }
 
@@ -754,6 +760,20 @@ proptest! {
             }
             Parameter::TaskManagement { extended, .. } => {
                 Parameter::TaskManagement { extended, allocation: u32::MAX }
+            }
+            Parameter::Toc(toc) => Parameter::Toc(cdb::ReadToc { allocation: u16::MAX, ..toc }),
+            Parameter::Configuration(asked) => Parameter::Configuration(cdb::GetConfiguration {
+                allocation: u16::MAX,
+                ..asked
+            }),
+            Parameter::EventStatus { classes, changed, .. } => {
+                Parameter::EventStatus { classes, changed, allocation: u16::MAX }
+            }
+            Parameter::DiscInformation { .. } => {
+                Parameter::DiscInformation { allocation: u16::MAX }
+            }
+            Parameter::MechanismStatus { .. } => {
+                Parameter::MechanismStatus { allocation: u16::MAX }
             }
         };
         let mut whole = vec![0; 4096];

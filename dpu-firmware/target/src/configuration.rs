@@ -7,7 +7,7 @@ use lunar_offload_proto::access;
 use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
 pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
 use lunar_scsi::opcodes::HostCommands;
-use lunar_scsi::unit::{Identity, LogicalUnit, Naa};
+use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit, Naa};
 use lunar_srp::login::PortId;
 
 /// A configuration snapshot.
@@ -109,6 +109,11 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         // Every handler that unmaps makes holes, which read as zeros.
         unmapped_reads_zero: unit.thin,
         blocks: unit.blocks,
+        device_type: match unit.device_type {
+            5 => DeviceType::CdDvd,
+            _ => DeviceType::Disk,
+        },
+        medium: unit.medium,
         // A removable one may have no medium.
         ..LogicalUnit::new(unit.block_bytes, unit.blocks.max(1), identity)
             .map_err(|error| about(error.to_string()))?

@@ -9,6 +9,7 @@ use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
 use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
+use lunar_scsi::unit::LogicalUnit;
 use lunar_scsi::unit_attention::UnitAttention;
 
 use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
@@ -175,10 +176,10 @@ impl<P: Platform> PollGroup<P> {
     fn continue_change(&mut self) {
         let Some(mut change) = self.changing.take() else { return };
         if !change.applied {
-            let quiet = change
-                .drains
-                .iter()
-                .all(|handle| self.units.get(*handle).is_none_or(|shard| shard.active == 0));
+            let quiet = change.drains.iter().all(|handle| {
+                let over = self.over_but_for_change(*handle);
+                self.units.get(*handle).is_none_or(|shard| shard.active <= over)
+            });
             if !quiet {
                 self.changing = Some(change);
                 return;
@@ -214,6 +215,15 @@ impl<P: Platform> PollGroup<P> {
         change.drains.contains(&task.unit) || change.fences.contains(&(task.unit, parity))
     }
 
+    /// Tasks of the unit that the host has ended, and that wait for the very change to be made.
+    fn over_but_for_change(&self, handle: u32) -> u32 {
+        let waits = |outcome: &&lunar_backend::Outcome| {
+            let id = self.tasks.live(outcome.token);
+            id.is_some_and(|id| self.tasks.at(id.index).unit == handle)
+        };
+        u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0)
+    }
+
     fn release_held(&mut self, handle: u32) {
         let Some(shard) = self.units.get_mut(handle) else { return };
         shard.closed_for_change = false;
@@ -235,9 +245,12 @@ impl<P: Platform> PollGroup<P> {
             let Some(entry) = self.units.0.get_mut(place) else { continue };
             let shard = entry.get_or_insert_with(|| Box::new(UnitShard::new(unit)));
             let narrowed = unit.logical_unit.read_only && !shard.logical_unit.read_only;
-            let resized = shard.logical_unit.blocks != unit.logical_unit.blocks;
-            let mode_changed =
-                ModeParameters::of(&shard.logical_unit) != ModeParameters::of(&unit.logical_unit);
+            let news = News {
+                // The nexus whose MODE SELECT it was takes it back with the outcome.
+                mode_changed: ModeParameters::of(&shard.logical_unit)
+                    != ModeParameters::of(&unit.logical_unit),
+                ..news_of_medium(&shard.logical_unit, &unit.logical_unit)
+            };
             shard.in_use = true;
             shard.logical_unit = unit.logical_unit.clone();
             shard.backend = unit.backend;
@@ -245,15 +258,10 @@ impl<P: Platform> PollGroup<P> {
             if narrowed {
                 fences.push((unit.handle, shard.narrow_access()));
             }
-            let news = [
-                resized.then_some(UnitAttention::CapacityDataChanged),
-                // The nexus whose MODE SELECT it was takes it back with the outcome.
-                mode_changed.then_some(UnitAttention::ModeParametersChanged),
-            ];
-            for attention in news.into_iter().flatten() {
+            if news != News::default() {
                 for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
                     for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
-                        lun.tell(attention);
+                        news.tell(lun);
                     }
                 }
             }
@@ -619,6 +627,45 @@ fn same_backing(old: &Unit, new: &Unit) -> bool {
     old.backend == new.backend
         && old.name == new.name
         && old.logical_unit.block_bytes == new.logical_unit.block_bytes
-        // Shrinking is a change of backing for whoever is beyond the new end.
-        && old.logical_unit.blocks <= new.logical_unit.blocks
+        && old.logical_unit.medium == new.logical_unit.medium
+        // Shrinking is a change of backing for whoever is beyond the new end. Ejecting is none: the host
+        // ends what it has, and the command that ejects is itself in progress.
+        && (old.logical_unit.blocks <= new.logical_unit.blocks || !new.logical_unit.has_medium())
+}
+
+/// What the nexuses are told of a unit that changed.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct News {
+    mode_changed: bool,
+    capacity_changed: bool,
+    /// A medium came.
+    medium_came: bool,
+    /// A medium came or went.
+    medium_moved: bool,
+}
+
+impl News {
+    fn tell(self, lun: &mut NexusLun) {
+        lun.medium_changed |= self.medium_moved;
+        let attentions = [
+            (self.capacity_changed, UnitAttention::CapacityDataChanged),
+            (self.medium_came, UnitAttention::MediumMayHaveChanged),
+            (self.mode_changed, UnitAttention::ModeParametersChanged),
+        ];
+        for (_, attention) in attentions.into_iter().filter(|(established, _)| *established) {
+            lun.tell(attention);
+        }
+    }
+}
+
+/// A medium that goes establishes no unit attention: what needs one is NOT READY from then on.
+fn news_of_medium(old: &LogicalUnit, new: &LogicalUnit) -> News {
+    let (had, has) = (old.has_medium(), new.has_medium());
+    let same = had && has && old.medium == new.medium;
+    News {
+        capacity_changed: same && old.blocks != new.blocks,
+        medium_came: has && !same,
+        medium_moved: (had || has) && !same,
+        mode_changed: false,
+    }
 }

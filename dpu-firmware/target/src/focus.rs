@@ -375,7 +375,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     /// Writes parameter data into the task's buffer, which is card memory.
     #[inline(never)]
     fn fill_parameter(&mut self) -> Step {
-        let Work::Parameter(parameter) = self.task.work else {
+        let Work::Parameter(mut parameter) = self.task.work else {
             return self.task.check(Sense::INTERNAL_TARGET_FAILURE);
         };
         let pending = match self.nexus.luns.get_mut(self.task.lun as usize) {
@@ -388,7 +388,13 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
                 lun.attentions.clear(UnitAttention::ReportedLunsDataChanged);
                 None
             }
-            _ => None,
+            Some(lun) => {
+                if let Some(changed) = parameter.media_event() {
+                    *changed = core::mem::take(&mut lun.medium_changed);
+                }
+                None
+            }
+            None => None,
         };
         let unit = self.unit.as_ref().map(|unit| &unit.logical_unit);
         let task = &mut *self.task;

@@ -27,6 +27,8 @@ pub(crate) struct NexusLun {
     pub attentions: UnitAttentions,
     /// Those that are still to be told as asynchronous events.
     pub events: UnitAttentions,
+    /// A medium came or went since GET EVENT STATUS NOTIFICATION told of it.
+    pub medium_changed: bool,
     pub set: TaskSet,
     /// Tasks that the task set's rules hold back.
     pub dormant: Fifo,
@@ -44,6 +46,7 @@ impl NexusLun {
             read_only: lun.read_only,
             attentions,
             events: UnitAttentions::default(),
+            medium_changed: false,
             set: TaskSet::default(),
             dormant: Fifo::default(),
         }

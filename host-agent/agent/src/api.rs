@@ -87,6 +87,15 @@ impl Agent for Api {
         let reply = self.ask(|answer| Question::ResyncSize(device, answer)).await?;
         reply.map(Response::new).map_err(Status::failed_precondition)
     }
+
+    async fn change_medium(
+        &self,
+        request: Request<wire::ChangeMediumRequest>,
+    ) -> Result<Response<wire::ChangeMediumReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.ask(|answer| Question::ChangeMedium(request, answer)).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
 }
 
 fn opcode(row: &CommandRow) -> wire::Opcode {

@@ -1,9 +1,10 @@
 //! Opens the devices of the management tree with their handlers.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Context as _;
-use lunar_handlers::{BlockDevice, vdisk_blockio, vdisk_fileio, vdisk_nullio};
+use lunar_handlers::{BlockDevice, vdisk_blockio, vdisk_cdrom, vdisk_fileio, vdisk_nullio};
 use lunar_mgmt::snapshot::Medium;
 use lunar_mgmt::tree::{Device, Handler, Tree};
 use tracing::warn;
@@ -17,30 +18,53 @@ pub(crate) fn open_all(tree: &Tree) -> anyhow::Result<BTreeMap<String, Open>> {
     tree.devices
         .iter()
         .filter(|(_, device)| device.on_host())
-        .map(|(name, device)| Ok((name.clone(), open(name, device)?)))
+        .map(|(name, device)| {
+            let (opened, warnings) = open(name, device)?;
+            for warning in warnings {
+                warn!(device = name, "{warning}");
+            }
+            Ok((name.clone(), opened))
+        })
         .collect()
 }
 
 /// What the handlers found.
-pub(crate) fn media(devices: &BTreeMap<String, Open>) -> BTreeMap<String, Medium> {
-    let medium = |device: &Open| {
+pub(crate) fn media(tree: &Tree, devices: &BTreeMap<String, Open>) -> BTreeMap<String, Medium> {
+    let medium = |name: &String, device: &Open| {
         let found = device.geometry();
         Medium {
             block_bytes: found.block_bytes,
             blocks: found.blocks,
+            id: tree.devices.get(name).map_or(0, medium_id),
             read_only: found.read_only,
             write_cache: found.write_cache,
             fua: found.fua,
         }
     };
-    devices.iter().map(|(name, device)| (name.clone(), medium(device))).collect()
+    devices.iter().map(|(name, device)| (name.clone(), medium(name, device))).collect()
 }
 
-fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
+/// The number of the medium in a CD/DVD drive: made from what tells one file from another, so that it is
+/// the same after a restart of the agent. Zero without a disc, and for all other devices.
+pub(crate) fn medium_id(device: &Device) -> u32 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    use std::os::unix::fs::MetadataExt as _;
+    let filename = device.filename.as_ref().filter(|_| device.handler == Handler::Cdrom);
+    let Some(found) = filename.and_then(|filename| std::fs::metadata(filename).ok()) else {
+        return 0;
+    };
+    let mut hasher = DefaultHasher::new();
+    let identity = (found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec());
+    identity.hash(&mut hasher);
+    (hasher.finish() as u32).max(1)
+}
+
+/// Opens one device; gives what is odd about it, too.
+pub(crate) fn open(name: &str, device: &Device) -> anyhow::Result<(Open, Vec<String>)> {
     // The reader of the configuration refuses a device with a file but without a filename.
     let filename =
         || device.filename.as_deref().with_context(|| format!("device {name}: no filename"));
-    let (open, warnings): (Open, Vec<String>) = match device.handler {
+    Ok(match device.handler {
         Handler::FileIo => {
             let parameters = vdisk_fileio::Parameters {
                 block_bytes: device.block_bytes,
@@ -69,6 +93,11 @@ fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
             let opened = vdisk_blockio::open(name, &parameters)?;
             (Box::new(opened.device), opened.warnings)
         }
+        Handler::Cdrom => {
+            let filename = device.filename.as_deref().map(Path::new);
+            let opened = vdisk_cdrom::open(name, filename)?;
+            (opened.device, opened.warnings)
+        }
         Handler::NullIo => {
             let parameters = vdisk_nullio::Parameters {
                 block_bytes: device.block_bytes,
@@ -79,9 +108,5 @@ fn open(name: &str, device: &Device) -> anyhow::Result<Open> {
             };
             (Box::new(vdisk_nullio::open(name, &parameters)?), Vec::new())
         }
-    };
-    for warning in warnings {
-        warn!(device = name, "{warning}");
-    }
-    Ok(open)
+    })
 }

@@ -24,6 +24,7 @@ use lunar_keeper::client::HintLines;
 use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
 use lunar_mgmt::Tree;
 use lunar_mgmt::snapshot::{self, Handles};
+use lunar_mgmt::tree::{Device, Handler};
 use lunar_offload_proto::control::{self, to_host};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
@@ -71,7 +72,9 @@ pub(crate) struct Engine {
     handles: Handles,
     configuration: control::Configuration,
     devices: Vec<Open>,
-    /// In the same order.
+    /// Discs that were taken out while something was under way on them.
+    leaving: Vec<Open>,
+    /// In the order of `devices`.
     device_names: Vec<String>,
     arena: Arena,
     /// What EXTENDED COPY moves its data through.
@@ -114,7 +117,7 @@ impl Engine {
         let layout = offer.layout;
         let opened = devices::open_all(&tree)?;
         let mut handles = Handles::default();
-        let media = devices::media(&opened);
+        let media = devices::media(&tree, &opened);
         let configuration = snapshot::configuration(&tree, &mut handles, &media, 0)?;
         let map = |file: &OwnedFd, bytes: u64| -> anyhow::Result<Arena> {
             Ok(Arena::from_fd(file.as_fd(), usize::try_from(bytes)?)?)
@@ -173,6 +176,7 @@ impl Engine {
             handles,
             configuration,
             devices: open_devices,
+            leaving: Vec::new(),
             device_names,
             arena,
             copy_arena: Arena::anonymous(COPY_ARENA_BYTES).context("memory for EXTENDED COPY")?,
@@ -274,6 +278,9 @@ impl Engine {
             ToEngine::Ask(Question::Show(answer)) => self.show(answer, now_ns),
             ToEngine::Ask(Question::ResyncSize(device, answer)) => {
                 let _ = answer.send(self.resync_size(&device, now_ns));
+            }
+            ToEngine::Ask(Question::ChangeMedium(change, answer)) => {
+                let _ = answer.send(self.change_medium(&change, now_ns));
             }
             ToEngine::Stop => {
                 let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
@@ -387,6 +394,10 @@ impl Engine {
         for device in self.devices.iter_mut().filter(|device| device.outstanding() > 0) {
             device.poll(&mut self.ended);
         }
+        for device in &mut self.leaving {
+            device.poll(&mut self.ended);
+        }
+        self.leaving.retain(|device| device.outstanding() > 0);
         let busy = !self.ended.is_empty();
         for (id, outcome) in self.ended.drain(..) {
             self.core.on_outcome(OperationId::from_request_id(id), outcome, now_ns);
@@ -443,6 +454,53 @@ impl Engine {
             info!(device = name, blocks_before, blocks, "the size changed");
         }
         Ok(wire::ResyncSizeReply { blocks, blocks_before, warnings })
+    }
+
+    /// Puts another disc into a CD/DVD drive, or takes the disc out. What is under way ends with the disc
+    /// that it was for.
+    fn change_medium(
+        &mut self,
+        change: &wire::ChangeMediumRequest,
+        now_ns: u64,
+    ) -> Result<wire::ChangeMediumReply, String> {
+        let name = change.device.as_str();
+        let at = self.device_names.iter().position(|known| known == name);
+        let device = self.tree.devices.get_mut(name).filter(|own| own.handler == Handler::Cdrom);
+        let (Some(at), Some(device), Some(handle)) = (at, device, self.handles.unit(name)) else {
+            return Err(format!("device {name} is no vdisk_cdrom, so its medium stays"));
+        };
+        if !change.filename.is_empty() && !change.filename.starts_with('/') {
+            let filename = &change.filename;
+            return Err(format!(
+                "filename `{filename}` is not absolute: give the path from the root"
+            ));
+        }
+        if let Some((nexus, peer)) = self.core.removal_prevented_by(handle) {
+            return Err(format!(
+                "device {name}: nexus {nexus} ({peer}) prevents the removal of the medium; unmount it there"
+            ));
+        }
+        let filename = Some(change.filename.clone()).filter(|filename| !filename.is_empty());
+        let changed = Device { filename, ..device.clone() };
+        let (open, warnings) =
+            devices::open(name, &changed).map_err(|error| format!("{error:#}"))?;
+        let place = self.devices.get_mut(at).ok_or_else(|| format!("device {name} is not open"))?;
+        let blocks = open.geometry().blocks;
+        let before = std::mem::replace(place, open);
+        if before.outstanding() > 0 {
+            self.leaving.push(before);
+        }
+        for unit in self.configuration.units.iter_mut().filter(|unit| unit.handle == handle) {
+            unit.blocks = blocks;
+            unit.medium = devices::medium_id(&changed);
+        }
+        *device = changed;
+        self.core.close_tray(handle);
+        let configuration = with_devices(&self.configuration, &self.device_names);
+        let taken = self.core.set_configuration(configuration, now_ns);
+        taken.map_err(|error| error.to_string())?;
+        info!(device = name, filename = change.filename, blocks, "the medium changed");
+        Ok(wire::ChangeMediumReply { blocks, warnings })
     }
 
     fn met(&self) -> bool {

@@ -36,6 +36,11 @@ pub(crate) enum Question {
     Show(oneshot::Sender<Box<wire::ShowReply>>),
     /// The device's name; the answer may be why not, in words.
     ResyncSize(String, oneshot::Sender<Result<wire::ResyncSizeReply, String>>),
+    /// The answer may be why not, in words.
+    ChangeMedium(
+        wire::ChangeMediumRequest,
+        oneshot::Sender<Result<wire::ChangeMediumReply, String>>,
+    ),
 }
 
 /// Something from the engine for the control channel.

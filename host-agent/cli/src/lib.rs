@@ -49,6 +49,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Puts another disc into a vdisk_cdrom device, or takes it out.
+    Medium {
+        /// The device's name.
+        device: String,
+        /// The file, an absolute path; without one the drive is empty.
+        filename: Option<String>,
+    },
     /// Makes the keys by which agent and card prove themselves to each other over TCP.
     ///
     /// DIRECTORY/agent is for the host (lunar-agent --tls), DIRECTORY/card for the card (lunar-firmware --tls), and
@@ -153,6 +160,12 @@ pub fn run(options: &Options) -> Result<String, Failure> {
         Command::Show { what, json } => ask(&options.api, async |mut agent| {
             let reply = answer(agent.show(wire::ShowRequest {})).await?;
             Ok(if *json { as_json(&reply, *what) } else { table::show(&reply, *what) })
+        }),
+        Command::Medium { device, filename } => ask(&options.api, async |mut agent| {
+            let filename = filename.clone().unwrap_or_default();
+            let request = wire::ChangeMediumRequest { device: device.clone(), filename };
+            let reply = answer(agent.change_medium(request)).await?;
+            Ok(table::medium(device, &reply))
         }),
         Command::ResyncSize { device, json } => ask(&options.api, async |mut agent| {
             let request = wire::ResyncSizeRequest { device: device.clone() };

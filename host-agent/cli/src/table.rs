@@ -38,14 +38,29 @@ pub(crate) fn show(reply: &wire::ShowReply, what: Option<What>) -> String {
     text
 }
 
-/// One sentence.
+/// What is odd, a sentence a line, then what there is now.
+fn sentences(warnings: &[String], now: &str) -> String {
+    warnings.iter().map(String::as_str).chain([now]).map(|line| format!("{line}\n")).collect()
+}
+
+/// The size of a device, as it was looked at again.
 pub(crate) fn resynced(device: &str, reply: &wire::ResyncSizeReply) -> String {
     let (before, after) = (reply.blocks_before, reply.blocks);
-    if before == after {
-        format!("{device} has {after} blocks, as before\n")
+    let now = if before == after {
+        format!("{device} has {after} blocks, as before")
     } else {
-        format!("{device} has {after} blocks now; it had {before}\n")
-    }
+        format!("{device} has {after} blocks now; it had {before}")
+    };
+    sentences(&reply.warnings, &now)
+}
+
+/// The disc that is in a drive now.
+pub(crate) fn medium(device: &str, reply: &wire::ChangeMediumReply) -> String {
+    let now = match reply.blocks {
+        0 => format!("{device}: no disc"),
+        blocks => format!("{device}: a disc of {blocks} blocks"),
+    };
+    sentences(&reply.warnings, &now)
 }
 
 /// The commands, by operation code.

@@ -140,6 +140,7 @@ impl Core {
         }
         self.card_epoch = self.link.card_epoch;
         self.nexuses.clear();
+        self.prevents.forget_all();
         self.remember_card();
         for (index, ring) in (0_u16..).zip(self.rings.iter_mut()) {
             ring.reopen();
@@ -356,6 +357,7 @@ impl Core {
             Ok(NexusEventKind::Logout) => {
                 if self.nexuses.logout(nexus, event.nexus_generation).is_some() {
                     self.copies.forget_nexus(nexus, event.nexus_generation);
+                    self.prevents.forget_nexus(nexus, event.nexus_generation);
                     let text = format!("nexus {nexus}: {peer} logged out: {reason}");
                     self.log(Level::Info, "logout", text);
                 }

@@ -17,6 +17,7 @@ use crate::forwarded::Forwarded;
 use crate::link::{Link, LinkState};
 use crate::nexus::{Nexus, NexusTable, Standing};
 use crate::operations::{OperationId, Operations, Running, Step as HandlerStep};
+use crate::removal::Prevents;
 use crate::rings::{Parked, PendingCancel, Ring, RingCounters, RingState};
 use crate::submission::{Verdict, decide};
 use crate::units::{Configuration, ConfigurationError, Units};
@@ -32,6 +33,7 @@ pub struct Core {
     /// The generation that the card has in force.
     pub(crate) applied_generation: u32,
     pub(crate) nexuses: NexusTable,
+    pub(crate) prevents: Prevents,
     pub(crate) rings: Vec<Ring>,
     pub(crate) operations: Operations,
     pub(crate) copies: Copies,
@@ -71,6 +73,7 @@ impl Core {
             link: Link::new(),
             applied_generation: 0,
             nexuses: NexusTable::default(),
+            prevents: Prevents::default(),
             rings,
             operations: Operations::with_capacity(slots),
             copies: Copies::default(),

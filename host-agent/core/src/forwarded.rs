@@ -47,11 +47,11 @@ pub struct Forwarded {
 
 /// How a forwarded command ended.
 #[derive(Debug, Default)]
-struct Ending {
+pub(crate) struct Ending {
     /// Parameter data.
     parameters: Vec<u8>,
     /// The configuration generation that the card must have applied before the initiator is told.
-    required_generation: u32,
+    pub(crate) required_generation: u32,
 }
 
 /// What became of a command.
@@ -101,6 +101,11 @@ impl Core {
             }
             Some(&opcode::FORMAT_UNIT) => {
                 format_unit(unit, &command.cdb, list).map(|()| Verdict::Good(Ending::default()))
+            }
+            Some(&(opcode::START_STOP_UNIT | opcode::PREVENT_ALLOW_MEDIUM_REMOVAL))
+                if unit.scsi.removable =>
+            {
+                self.medium_removal(command).map(Verdict::Good)
             }
             Some(&opcode::THIRD_PARTY_COPY_OUT) => self.extended_copy(command, list),
             Some(&opcode::THIRD_PARTY_COPY_IN) => self.receive_copy_results(command),

@@ -35,6 +35,7 @@ mod holds;
 mod link;
 mod nexus;
 mod operations;
+mod removal;
 pub mod ring;
 mod rings;
 mod submission;

@@ -61,6 +61,10 @@ pub(crate) fn decide(
     let Some(unit) = unit else {
         return Verdict::Answer(Outcome::Refused, 0);
     };
+    if entry.configuration_generation.get() < unit.medium_since {
+        // It means the medium before: the card drains it, and tells the retry of the change.
+        return Verdict::Answer(Outcome::Unavailable, 0);
+    }
     let (request, work) = match block_request(entry, side, unit) {
         Ok(found) => found,
         Err(outcome) => return Verdict::Answer(outcome, 0),

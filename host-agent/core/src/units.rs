@@ -1,9 +1,9 @@
 //! The configuration as the core needs it: units with the handlers behind them, and targets. Plain
 //! data; where it comes from is the agent's affair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lunar_offload_proto::control::{self, BackendKind, LogicalUnit, Target};
+use lunar_offload_proto::control::{self, BackendKind, LogicalUnit, Target, host_command};
 use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::unit as scsi;
 
@@ -47,7 +47,7 @@ pub enum ConfigurationError {
     /// The geometry cannot be.
     #[error(
         "device {name}: {blocks} blocks of {block_bytes} bytes; blocks have 512 to 65536 bytes (a power of two), \
-         a device has at least one and at most 2^63 bytes"
+         a device has at least one (a removable one may have none) and at most 2^63 bytes"
     )]
     Geometry {
         /// The unit's name.
@@ -89,7 +89,12 @@ pub(crate) struct Unit {
     pub(crate) name: String,
     pub(crate) device: Option<DeviceHandle>,
     pub(crate) block_bytes: u32,
+    /// Zero without a medium.
     pub(crate) blocks: u64,
+    /// Those of the medium that is there, ejected or not.
+    medium_blocks: u64,
+    /// The first generation with this medium: what was asked for before meant another.
+    pub(crate) medium_since: u32,
     pub(crate) read_only: bool,
     /// Whatever MODE SELECT says.
     backing_read_only: bool,
@@ -105,6 +110,8 @@ pub(crate) struct Units {
     ring_backed: BTreeMap<u32, Unit>,
     /// What MODE SELECT changed, over configurations; an agent starts without.
     modes: BTreeMap<u32, ModeParameters>,
+    /// Units whose medium an initiator ejected; an agent starts with all loaded.
+    ejected: BTreeSet<u32>,
     message: Option<control::Configuration>,
     /// Whether the card was told the message with this generation.
     pub(crate) sent: bool,
@@ -132,7 +139,8 @@ impl Units {
 
     fn install(&mut self, new: Configuration) -> Result<u32, ConfigurationError> {
         let mut ring_backed = BTreeMap::new();
-        let mut handles = std::collections::BTreeSet::new();
+        let generation = self.generation.saturating_add(1);
+        let mut handles = BTreeSet::new();
         let mut units = Vec::with_capacity(new.units.len());
         for UnitConfiguration { mut unit, device } in new.units {
             let backing_read_only = unit.read_only;
@@ -146,7 +154,7 @@ impl Units {
             let (block_bytes, blocks) = (unit.block_bytes, unit.blocks);
             let possible = block_bytes.is_power_of_two()
                 && (512..=65536).contains(&block_bytes)
-                && blocks > 0
+                && (blocks > 0 || unit.removable)
                 && blocks.checked_mul(u64::from(block_bytes)).is_some_and(|all| all <= 1 << 63);
             if !possible {
                 return Err(ConfigurationError::Geometry { name, block_bytes, blocks });
@@ -154,16 +162,26 @@ impl Units {
             match (unit.backend == BackendKind::Ring as i32, device) {
                 (true, device) => {
                     let (read_only, thin) = (unit.read_only, unit.thin);
+                    if self.ejected.contains(&unit.handle) {
+                        unit.blocks = 0;
+                    }
                     let scsi = scsi_unit(&unit).map_err(|reason| ConfigurationError::Identity {
                         name: name.clone(),
                         reason,
                     })?;
-                    unit.host_commands = if unit.forwards { HOST_COMMANDS } else { 0 };
+                    unit.host_commands = host_commands(&unit);
+                    let known = self.ring_backed.get(&unit.handle);
+                    let same = known.filter(|known| known.scsi.medium == unit.medium);
                     let kept = Unit {
                         name,
                         device,
                         block_bytes,
-                        blocks,
+                        blocks: unit.blocks,
+                        medium_blocks: blocks,
+                        medium_since: match (unit.device_type, same) {
+                            (CD_DVD, None) => generation,
+                            (_, known) => known.map_or(0, |known| known.medium_since),
+                        },
                         read_only,
                         backing_read_only,
                         thin,
@@ -178,6 +196,7 @@ impl Units {
         }
         self.advance();
         self.modes.retain(|handle, _| handles.contains(handle));
+        self.ejected.retain(|handle| handles.contains(handle));
         self.ring_backed = ring_backed;
         let generation = self.generation;
         self.message = Some(control::Configuration { generation, units, targets: new.targets });
@@ -216,6 +235,32 @@ impl Units {
         true
     }
 
+    /// Ejects or loads the medium of a removable unit; whether anything changed: then there is a new
+    /// generation.
+    pub(crate) fn move_medium(&mut self, handle: u32, load: bool) -> bool {
+        let message = self.message.as_mut();
+        let sent =
+            message.and_then(|message| message.units.iter_mut().find(|unit| unit.handle == handle));
+        let (Some(own), Some(sent)) = (self.ring_backed.get_mut(&handle), sent) else {
+            return false;
+        };
+        let moved = if load { self.ejected.remove(&handle) } else { self.ejected.insert(handle) };
+        let blocks = if load { own.medium_blocks } else { 0 };
+        if own.blocks == blocks {
+            return false;
+        }
+        own.blocks = blocks;
+        own.scsi.blocks = blocks;
+        sent.blocks = blocks;
+        self.advance();
+        moved
+    }
+
+    /// A medium is put into the unit: whatever an initiator ejected is out.
+    pub(crate) fn close_tray(&mut self, handle: u32) {
+        self.ejected.remove(&handle);
+    }
+
     pub(crate) fn get(&self, handle: u32) -> Option<&Unit> {
         self.ring_backed.get(&handle)
     }
@@ -225,6 +270,18 @@ impl Units {
         self.message.as_ref()
     }
 }
+
+/// What the agent executes for a unit.
+fn host_commands(unit: &LogicalUnit) -> u32 {
+    match (unit.forwards, unit.device_type) {
+        (false, _) => 0,
+        (true, CD_DVD) => host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL,
+        (true, _) => HOST_COMMANDS,
+    }
+}
+
+/// PERIPHERAL DEVICE TYPE of a CD/DVD device.
+const CD_DVD: u32 = scsi::DeviceType::CdDvd as u32;
 
 fn set_mode(unit: &mut LogicalUnit, mode: &ModeParameters) {
     unit.software_write_protect = mode.software_write_protect;
@@ -262,6 +319,13 @@ fn scsi_unit(unit: &LogicalUnit) -> Result<scsi::LogicalUnit, String> {
         forwards: unit.forwards,
         software_write_protect: unit.software_write_protect,
         descriptor_sense: unit.descriptor_sense,
-        ..scsi::LogicalUnit::new(unit.block_bytes, unit.blocks, identity).map_err(words)?
+        device_type: match unit.device_type {
+            CD_DVD => scsi::DeviceType::CdDvd,
+            _ => scsi::DeviceType::Disk,
+        },
+        medium: unit.medium,
+        blocks: unit.blocks,
+        // A removable one may have no medium.
+        ..scsi::LogicalUnit::new(unit.block_bytes, unit.blocks.max(1), identity).map_err(words)?
     })
 }

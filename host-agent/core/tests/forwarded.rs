@@ -300,3 +300,99 @@ fn a_scratch_piece_is_free_when_its_copy_is_over() {
         assert_eq!(completion(&mut bench).0.status, 0, "copy {token}");
     }
 }
+
+/// As [`configuration`], with a CD/DVD drive for the first unit.
+fn with_drive(medium: u32, blocks: u64) -> Configuration {
+    let mut configuration = configuration(&[UNIT, UNIT + 1]);
+    let unit = &mut configuration.units[0].unit;
+    unit.device_type = 5;
+    unit.removable = true;
+    unit.read_only = true;
+    unit.block_bytes = 2048;
+    (unit.medium, unit.blocks) = (medium, blocks);
+    configuration
+}
+
+fn drive(medium: u32, blocks: u64) -> Bench {
+    let mut bench = Bench::serving();
+    bench.core.set_configuration(with_drive(medium, blocks), 0).expect("configuration");
+    bench.settle();
+    bench
+}
+
+/// Blocks of the drive as the card was told last.
+fn told_blocks(bench: &Bench) -> u64 {
+    let units = bench.sent.iter().rev().find_map(|message| match message {
+        to_card::Message::Configuration(configuration) => Some(&configuration.units),
+        _ => None,
+    });
+    units.expect("sent")[0].blocks
+}
+
+const EJECT: [u8; 6] = [0x1B, 0, 0, 0, 2, 0];
+const LOAD: [u8; 6] = [0x1B, 0, 0, 0, 3, 0];
+const PREVENT: [u8; 6] = [0x1E, 0, 0, 0, 1, 0];
+const ALLOW: [u8; 6] = [0x1E, 0, 0, 0, 0, 0];
+
+#[test]
+fn an_ejected_medium_is_gone_until_it_is_loaded_or_another_is_put_in() {
+    let mut bench = drive(7, 100);
+    assert_eq!(told_blocks(&bench), 100);
+    forward(&mut bench, 1, &EJECT, &[]);
+    let (ejected, sense, _) = completion(&mut bench);
+    let generation = bench.core.configuration_generation();
+    assert_eq!(
+        (ejected.status, sense, ejected.required_generation.get()),
+        (0, (0, 0, 0), generation)
+    );
+    assert_eq!((told_blocks(&bench), bench.sent_generation()), (0, Some(generation)));
+    assert_eq!(ending(&mut bench, &EJECT, &[]), GOOD);
+    assert_eq!(bench.core.configuration_generation(), generation, "nothing is there to eject");
+    // Another change does not load it.
+    bench.core.set_configuration(with_drive(7, 100), 0).expect("configuration");
+    bench.settle();
+    assert_eq!(told_blocks(&bench), 0);
+    assert_eq!(ending(&mut bench, &LOAD, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 100);
+    assert_eq!(ending(&mut bench, &EJECT, &[]), GOOD);
+    bench.core.close_tray(UNIT);
+    bench.core.set_configuration(with_drive(8, 200), 0).expect("configuration");
+    bench.settle();
+    assert_eq!(told_blocks(&bench), 200);
+}
+
+#[test]
+fn spc_6_a_nexus_that_prevents_the_removal_is_asked_before_an_ejection() {
+    let mut bench = drive(7, 100);
+    assert_eq!(bench.core.removal_prevented_by(UNIT), None);
+    assert_eq!(ending(&mut bench, &PREVENT, &[]), GOOD);
+    assert!(bench.core.removal_prevented_by(UNIT).is_some());
+    assert_eq!(bench.core.removal_prevented_by(UNIT + 1), None);
+    assert_eq!(ending(&mut bench, &EJECT, &[]), (2, (5, 0x53, 0x02)));
+    assert_eq!(ending(&mut bench, &LOAD, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 100);
+    assert_eq!(ending(&mut bench, &ALLOW, &[]), GOOD);
+    assert_eq!(ending(&mut bench, &EJECT, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 0);
+}
+
+#[test]
+fn a_read_that_was_meant_for_the_medium_before_does_not_read_the_new_one() {
+    let mut bench = drive(7, 100);
+    let before = bench.core.configuration_generation();
+    bench.core.set_configuration(with_drive(8, 100), 0).expect("configuration");
+    bench.settle();
+    let after = bench.core.configuration_generation();
+    for (generation, outcome) in [(before, Outcome::Unavailable), (after, Outcome::Done)] {
+        let mut entry = block_entry(Operation::Read, 1);
+        entry.configuration_generation.set(generation);
+        entry.blocks.set(1);
+        entry.data_bytes.set(2048);
+        bench.submit(0, entry, None);
+        bench.poll();
+        if outcome == Outcome::Done {
+            bench.end(Handler::Done);
+        }
+        assert_eq!(completion(&mut bench).0.outcome(), outcome);
+    }
+}

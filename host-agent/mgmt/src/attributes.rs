@@ -40,6 +40,8 @@ pub struct DeviceAttribute {
 }
 
 const ALL: &[Handler] = &Handler::ALL;
+const DISKS: &[Handler] = &[Handler::BlockIo, Handler::FileIo, Handler::NullIo];
+const WITH_FILE: &[Handler] = &[Handler::BlockIo, Handler::FileIo, Handler::Cdrom];
 const FILE_AND_BLOCK: &[Handler] = &[Handler::BlockIo, Handler::FileIo];
 const FILE: &[Handler] = &[Handler::FileIo];
 const BLOCK_AND_NULL: &[Handler] = &[Handler::BlockIo, Handler::NullIo];
@@ -84,8 +86,12 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
     DeviceAttribute {
         attribute: Attribute {
             name: "filename",
-            meaning: "absolute path of the file or block device; required",
+            meaning: "absolute path of the file or block device; required, but for vdisk_cdrom, which is empty without",
             store: |device, value| {
+                if value.is_empty() && device.handler == Handler::Cdrom {
+                    device.filename = None;
+                    return Ok(());
+                }
                 if !value.starts_with('/') {
                     return refuse(
                         format!("filename `{value}` is not absolute"),
@@ -97,7 +103,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
             },
             show: |device| device.filename.clone(),
         },
-        handlers: FILE_AND_BLOCK,
+        handlers: WITH_FILE,
     },
     DeviceAttribute {
         attribute: Attribute {
@@ -121,7 +127,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
                     .then(|| device.block_bytes.to_string())
             },
         },
-        handlers: ALL,
+        handlers: DISKS,
     },
     DeviceAttribute {
         attribute: Attribute {
@@ -149,7 +155,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         },
         handlers: BLOCK_AND_NULL,
     },
-    flag!("read_only", read_only, false, ALL, "1: writes are refused; default 0"),
+    flag!("read_only", read_only, false, DISKS, "1: writes are refused; default 0"),
     flag!(
         "nv_cache",
         nv_cache,
@@ -165,7 +171,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         "1: a write ends when it is on the medium; default 0"
     ),
     flag!("o_direct", o_direct, false, FILE, "1: pass the page cache by; default 0"),
-    flag!("rotational", rotational, true, ALL, "0: the device says it is solid state; default 1"),
+    flag!("rotational", rotational, true, DISKS, "0: the device says it is solid state; default 1"),
     flag!(
         "thin_provisioned",
         thin_provisioned,
@@ -195,7 +201,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         },
         handlers: NULL,
     },
-    flag!("removable", removable, false, ALL, "1: the medium is removable; default 0"),
+    flag!("removable", removable, false, DISKS, "1: the medium is removable; default 0"),
     DeviceAttribute {
         attribute: Attribute {
             name: "opt_trans_len",
@@ -212,7 +218,7 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
             },
             show: |device| device.optimal_transfer_bytes.map(|bytes| bytes.to_string()),
         },
-        handlers: ALL,
+        handlers: DISKS,
     },
     flag!(
         "lb_per_pb_exp",

@@ -193,7 +193,8 @@ impl Reader<'_> {
     /// The rules that need more than one attribute.
     fn check_device(&mut self, device: &Device, name: &Word, places: &BTreeMap<&str, Place>) {
         let place = |attribute: &str| places.get(attribute).copied().unwrap_or(name.place);
-        if device.handler.has_file() && !places.contains_key("filename") {
+        let needs_file = device.handler.has_file() && device.handler != Handler::Cdrom;
+        if needs_file && !places.contains_key("filename") {
             self.mistakes.error(
                 name.place,
                 format!("{} device `{}` has no filename", device.handler.name(), name.text),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lunar_offload_proto::control;
 
-use crate::tree::{Device, Lun, Luns, Placement, Target, Tree, srp_port_id};
+use crate::tree::{Device, Handler, Lun, Luns, Placement, Target, Tree, srp_port_id};
 
 /// Longest IU from an initiator in bytes: as the card's receive buffers allow (its `srp_max_req_size`).
 pub const IT_IU_BYTES_MAX: u32 = 65535;
@@ -18,8 +18,10 @@ const OPTIMAL_TRANSFER_BYTES_DEFAULT: u32 = 524_288;
 pub struct Medium {
     /// Logical block size in bytes.
     pub block_bytes: u32,
-    /// Capacity in blocks, at least 1.
+    /// Capacity in blocks; 0 where a CD/DVD drive has no disc.
     pub blocks: u64,
+    /// Another number is another medium.
+    pub id: u32,
     /// It cannot be written.
     pub read_only: bool,
     /// A write may end before it is durable.
@@ -128,6 +130,7 @@ fn card_null(device: &Device) -> Medium {
     Medium {
         block_bytes: device.block_bytes,
         blocks: device.nullio_blocks(),
+        id: 0,
         read_only: device.read_only,
         write_cache: false,
         fua: true,
@@ -186,6 +189,9 @@ fn unit(
         software_write_protect: false,
         descriptor_sense: false,
         host_commands: 0,
+        // PERIPHERAL DEVICE TYPE (SPC-6).
+        device_type: if device.handler == Handler::Cdrom { 5 } else { 0 },
+        medium: medium.id,
     }
 }
 
@@ -231,6 +237,7 @@ mod tests {
         let medium = Medium {
             block_bytes: 512,
             blocks: 1000,
+            id: 0,
             read_only: false,
             write_cache: true,
             fua: true,

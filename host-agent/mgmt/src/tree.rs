@@ -9,6 +9,9 @@ pub const LUN_MAX: u16 = 16383;
 /// Block size when `blocksize` is not given, as in SCST, in bytes.
 pub const BLOCK_BYTES_DEFAULT: u32 = 512;
 
+/// Block size of every CD/DVD device, in bytes.
+pub const CDROM_BLOCK_BYTES: u32 = 2048;
+
 /// Capacity of a vdisk_nullio device without `size` and `size_mb`: 1 TiB.
 pub const NULLIO_BYTES_DEFAULT: u64 = 1 << 40;
 
@@ -35,11 +38,13 @@ pub enum Handler {
     BlockIo,
     /// No medium: writes vanish, reads give whatever the buffer held.
     NullIo,
+    /// A file as the disc of a CD/DVD drive, or no disc.
+    Cdrom,
 }
 
 impl Handler {
     /// All of them, in the order they are written.
-    pub const ALL: [Self; 3] = [Self::BlockIo, Self::FileIo, Self::NullIo];
+    pub const ALL: [Self; 4] = [Self::BlockIo, Self::FileIo, Self::NullIo, Self::Cdrom];
 
     /// The name in `scst.conf`.
     pub const fn name(self) -> &'static str {
@@ -47,17 +52,21 @@ impl Handler {
             Self::FileIo => "vdisk_fileio",
             Self::BlockIo => "vdisk_blockio",
             Self::NullIo => "vdisk_nullio",
+            Self::Cdrom => "vdisk_cdrom",
         }
     }
 
-    /// The handler of a name.
+    /// The handler of a name; `vcdrom` is what SCST calls vdisk_cdrom.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|handler| handler.name() == name)
+        match name {
+            "vcdrom" => Some(Self::Cdrom),
+            _ => Self::ALL.into_iter().find(|handler| handler.name() == name),
+        }
     }
 
     /// Whether it has a medium behind a path.
     pub const fn has_file(self) -> bool {
-        matches!(self, Self::FileIo | Self::BlockIo)
+        matches!(self, Self::FileIo | Self::BlockIo | Self::Cdrom)
     }
 }
 
@@ -109,7 +118,8 @@ pub enum Placement {
 pub struct Device {
     /// Its handler.
     pub handler: Handler,
-    /// Path of the medium, absolute; `Some` exactly for handlers with a file.
+    /// Path of the medium, absolute; `Some` exactly for handlers with a file, but that a CD/DVD drive may be
+    /// without a disc.
     pub filename: Option<String>,
     /// Logical block size in bytes: a power of two, 512..=4096.
     pub block_bytes: u32,
@@ -185,21 +195,22 @@ pub struct Identity {
 impl Device {
     /// A device of `handler` with nothing set. A handler with a file still needs its `filename`.
     pub fn new(handler: Handler) -> Self {
+        let is_cdrom = handler == Handler::Cdrom;
         Self {
             handler,
             filename: None,
-            block_bytes: BLOCK_BYTES_DEFAULT,
+            block_bytes: if is_cdrom { CDROM_BLOCK_BYTES } else { BLOCK_BYTES_DEFAULT },
             size_bytes: None,
-            read_only: false,
+            read_only: is_cdrom,
             nv_cache: false,
             write_through: false,
             o_direct: false,
             rotational: true,
             thin_provisioned: false,
             read_zero: false,
-            removable: false,
+            removable: is_cdrom,
             optimal_transfer_bytes: None,
-            physical_block_exponent: true,
+            physical_block_exponent: !is_cdrom,
             identity: IdentityOverrides::default(),
             null_place: NullPlace::default(),
             placement_override: None,

@@ -18,6 +18,26 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
+fn a_cd_drive_has_scsts_name_too_and_may_be_without_a_disc() {
+    for handler in ["vdisk_cdrom", "vcdrom"] {
+        for (attributes, filename) in [
+            ("", None),
+            ("{\nfilename \"\"\n}", None),
+            ("{\nfilename /srv/a.iso\n}", Some("/srv/a.iso")),
+        ] {
+            let text = format!("HANDLER {handler} {{\nDEVICE cd {attributes}\n}}\n");
+            let (tree, _) = read("scst.conf", text.as_bytes()).unwrap();
+            let cd = &tree.devices["cd"];
+            assert_eq!((cd.handler, cd.filename.as_deref()), (Handler::Cdrom, filename));
+            assert_eq!((cd.block_bytes, cd.read_only, cd.removable), (2048, true, true));
+            assert!(cd.on_host());
+        }
+    }
+    let fixed = refused("HANDLER vdisk_cdrom {\nDEVICE cd {\nblocksize 512\n}\n}\n");
+    assert!(fixed.contains("`blocksize` is not an attribute of vdisk_cdrom"), "{fixed}");
+}
+
+#[test]
 fn the_shipped_example_is_read_without_a_warning() {
     let (tree, warnings) = read("scst.conf", EXAMPLE.as_bytes()).unwrap();
     assert_eq!(warnings, []);
@@ -227,13 +247,18 @@ fn name() -> impl Strategy<Value = String> {
 
 prop_compose! {
     fn device()(
-        kind in 0_usize..3, block_shift in 9_u32..13, blocks in 1_u64..1 << 40, flags in any::<[bool; 8]>(),
+        kind in 0_usize..4, block_shift in 9_u32..13, blocks in 1_u64..1 << 40, flags in any::<[bool; 8]>(),
         product in proptest::option::of("[ -~]{1,16}"), serial in proptest::option::of("[ -~]{1,20}"),
         eui64_id in any::<Option<[u8; 8]>>(), naa in any::<Option<[u8; 7]>>(), path in name(),
         host in any::<bool>(), placement in 0_usize..3, sized in any::<bool>(),
     ) -> lunar_mgmt::tree::Device {
         let handler = Handler::ALL[kind];
         let mut device = lunar_mgmt::tree::Device::new(handler);
+        device.identity.prod_id = product.clone();
+        if handler == Handler::Cdrom {
+            device.filename = host.then(|| format!("/{path}"));
+            return device;
+        }
         device.block_bytes = 1 << block_shift;
         device.read_only = flags[0];
         device.rotational = flags[1];

@@ -91,6 +91,7 @@ fn a_unit_with_a_field_out_of_range_is_refused_by_name() {
     assert!(unit_refusal(|unit| unit.blocks = (1 << 54) + 1).contains("2^63"));
     assert!(unit_refusal(|unit| unit.physical_blocks_exponent = 16).contains("exponent is 16"));
     assert!(unit_refusal(|unit| unit.task_set_type = 2).contains("task_set_type is 2"));
+    assert!(unit_refusal(|unit| unit.device_type = 1).contains("device_type is 1"));
     assert!(unit_refusal(|unit| unit.vendor.push('x')).contains("vendor"));
     assert!(unit_refusal(|unit| unit.product = "é".to_owned()).contains("printable ASCII"));
     assert!(unit_refusal(|unit| unit.serial = "s".repeat(65)).contains("serial"));
@@ -99,6 +100,10 @@ fn a_unit_with_a_field_out_of_range_is_refused_by_name() {
     let mut greatest = unit(3);
     greatest.blocks = 1 << 54;
     assert!(LogicalUnit::try_from(&greatest).is_ok());
+    let empty =
+        control::LogicalUnit { removable: true, blocks: 0, device_type: 5, medium: 7, ..unit(3) };
+    let empty = LogicalUnit::try_from(&empty).unwrap();
+    assert_eq!((empty.blocks, empty.device_type, empty.medium), (0, 5, 7));
 }
 
 fn target_refusal(spoil: impl FnOnce(&mut control::Target)) -> String {

@@ -24,6 +24,7 @@ firmware_options=
 keeper_options=
 # Of every disk that has an image: lines for scst.conf.
 disk_attributes=
+cds=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -45,7 +46,7 @@ target_image() {
 	truncate -s "$2" $image/disk$1
 }
 
-# Writes scst.conf from $enabled, $luns, $nulls and $disk_attributes.
+# Writes scst.conf from $enabled, $luns, $nulls, $disk_attributes and $cds, whose discs are in $image/disc<LUN>.
 configuration() {
 	{
 		echo 'HANDLER vdisk_fileio {'
@@ -64,9 +65,16 @@ configuration() {
 			echo '	}'
 		done
 		echo '}'
+		echo 'HANDLER vdisk_cdrom {'
+		for lun in $cds; do
+			echo "	DEVICE disk$lun {"
+			echo "		filename $image/disc$lun"
+			echo '	}'
+		done
+		echo '}'
 		echo 'TARGET_DRIVER ib_srpt {'
 		echo "	TARGET $target_name {"
-		for lun in $luns $nulls; do
+		for lun in $luns $nulls $cds; do
 			echo "		LUN $lun disk$lun"
 		done
 		echo "		enabled $enabled"
@@ -179,6 +187,17 @@ target_add_lun() {
 target_add_null() {
 	nulls="$nulls $1"
 	reconfigured
+}
+
+# target_add_cd LUN: a CD/DVD drive with the disc in $image/disc<LUN>.
+target_add_cd() {
+	cds="$cds $1"
+	reconfigured
+}
+
+# target_medium LUN [FILE]: puts another disc in, or takes it out; fails where that is refused.
+target_medium() {
+	$run/bin/lunar --api $run/api.sock medium "disk$1" $2
 }
 
 target_remove_lun() {

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use lunar_scsi::device_server::{self, BlockOperation, Verdict};
 use lunar_scsi::lun;
 use lunar_scsi::opcodes::HostCommands;
-use lunar_scsi::unit::{Identity, LogicalUnit};
+use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit};
 
 /// The unit is made from the first bytes, so that the fuzzer chooses it as well.
 fn unit(shape: [u8; 4]) -> LogicalUnit {
@@ -24,6 +24,9 @@ fn unit(shape: [u8; 4]) -> LogicalUnit {
     unit.rotational = flag(4);
     unit.thin = flag(5);
     unit.forwards = flag(6);
+    if shape[1] & 0x80 != 0 {
+        unit.device_type = DeviceType::CdDvd;
+    }
     unit.host_commands = HostCommands::from_bits(shape[3].into());
     unit.physical_blocks_exponent = shape[3] % 16;
     unit.maximum_transfer_blocks = u32::from(shape[3]) * 16;

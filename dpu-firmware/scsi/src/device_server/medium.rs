@@ -78,6 +78,9 @@ pub(super) fn needs_medium(command: &Command) -> bool {
         | Command::StartStopUnit { .. }
         | Command::PreventAllow { .. }
         | Command::LogSense { .. }
+        | Command::GetConfiguration(_)
+        | Command::EventStatus { .. }
+        | Command::MechanismStatus { .. }
         | Command::ReportOperationCodes(_)
         | Command::ReportTaskManagement { .. }
         | Command::Host(HostCommand::ModeSelect | HostCommand::MediumRemoval) => false,
@@ -96,6 +99,8 @@ pub(super) fn needs_medium(command: &Command) -> bool {
         | Command::PreFetch { .. }
         | Command::GetLbaStatus { .. }
         | Command::ReadDefectData { .. }
+        | Command::ReadToc(_)
+        | Command::DiscInformation { .. }
         | Command::Host(
             HostCommand::FormatUnit | HostCommand::ExtendedCopy | HostCommand::ReceiveCopyResults,
         ) => true,

@@ -5,7 +5,7 @@
 use crate::cdb::{ModeSense, PageControl};
 use crate::opcodes::opcode;
 use crate::sense::{FieldPointer, Sense};
-use crate::unit::LogicalUnit;
+use crate::unit::{DeviceType, LogicalUnit};
 use crate::writer::Writer;
 
 /// Control (SPC-6).
@@ -14,6 +14,10 @@ const CONTROL: u8 = 0x0A;
 const ALL_PAGES: u8 = 0x3F;
 /// In SUBPAGE CODE: with all subpages.
 const ALL_SUBPAGES: u8 = 0xFF;
+
+const DISK: &[DeviceType] = &[DeviceType::Disk];
+const CD: &[DeviceType] = &[DeviceType::CdDvd];
+const BOTH: &[DeviceType] = &[DeviceType::Disk, DeviceType::CdDvd];
 
 /// The longest page's parameters, which are Control Extension's.
 const PARAMETERS_MAX: usize = 28;
@@ -25,33 +29,38 @@ struct Page {
     subpage: u8,
     /// PAGE LENGTH.
     length: u8,
+    /// The device types that have it.
+    types: &'static [DeviceType],
     write: fn(&LogicalUnit, &mut Writer<'_>),
 }
 
 /// The pages there are, ascending.
-static PAGES: [Page; 8] = [
+static PAGES: [Page; 9] = [
     // Read-Write Error Recovery (SBC-4).
-    Page { code: 0x01, subpage: 0, length: 0x0A, write: error_recovery },
+    Page { code: 0x01, subpage: 0, length: 0x0A, types: BOTH, write: error_recovery },
     // Disconnect-Reconnect (SPC-6): nothing in it means anything to SRP.
-    Page { code: 0x02, subpage: 0, length: 0x0E, write: zeros },
+    Page { code: 0x02, subpage: 0, length: 0x0E, types: DISK, write: zeros },
     // Format Device and Rigid Disk Geometry (SBC-2, obsolete since), for those who still ask.
-    Page { code: 0x03, subpage: 0, length: 0x16, write: format_device },
-    Page { code: 0x04, subpage: 0, length: 0x16, write: geometry },
+    Page { code: 0x03, subpage: 0, length: 0x16, types: DISK, write: format_device },
+    Page { code: 0x04, subpage: 0, length: 0x16, types: DISK, write: geometry },
     // Caching (SBC-4).
-    Page { code: 0x08, subpage: 0, length: 0x12, write: caching },
-    Page { code: CONTROL, subpage: 0, length: 0x0A, write: control },
+    Page { code: 0x08, subpage: 0, length: 0x12, types: BOTH, write: caching },
+    Page { code: CONTROL, subpage: 0, length: 0x0A, types: BOTH, write: control },
     // Control Extension (SPC-6): no timestamp, no implicit ALUA, no limit to sense data.
-    Page { code: CONTROL, subpage: 0x01, length: 0x1C, write: zeros },
+    Page { code: CONTROL, subpage: 0x01, length: 0x1C, types: BOTH, write: zeros },
     // Informational Exceptions Control (SBC-4).
-    Page { code: 0x1C, subpage: 0, length: 0x0A, write: informational_exceptions },
+    Page { code: 0x1C, subpage: 0, length: 0x0A, types: BOTH, write: informational_exceptions },
+    // CD/DVD Capabilities and Mechanical Status (MMC-3, obsolete since), for those who still ask.
+    Page { code: 0x2A, subpage: 0, length: 0x14, types: CD, write: capabilities },
 ];
 
 /// The longer header, the longer block descriptor and all pages with their headers.
-pub(super) const BYTES_MAX: u32 = 8 + 16 + 12 + 16 + 24 + 24 + 20 + 12 + 32 + 12;
+pub(super) const BYTES_MAX: u32 = 8 + 16 + 12 + 16 + 24 + 24 + 20 + 12 + 32 + 12 + 22;
 
 impl Page {
-    fn is_wanted(&self, page: u8, subpage: u8) -> bool {
-        (page == self.code || page == ALL_PAGES)
+    fn is_wanted(&self, unit: &LogicalUnit, page: u8, subpage: u8) -> bool {
+        self.types.contains(&unit.device_type)
+            && (page == self.code || page == ALL_PAGES)
             && (subpage == self.subpage || subpage == ALL_SUBPAGES)
     }
 
@@ -135,12 +144,20 @@ fn informational_exceptions(_: &LogicalUnit, writer: &mut Writer<'_>) {
     writer.put(&[0x08]);
 }
 
+/// MMC-3: reads CD-R, CD-RW and DVD-ROM; a tray that can be locked and ejects.
+fn capabilities(_: &LogicalUnit, writer: &mut Writer<'_>) {
+    const READS: u8 = 0x08 | 0x02 | 0x01;
+    const TRAY: u8 = 0x20 | 0x08 | 0x01;
+    writer.put(&[READS, 0, 0, 0, TRAY]);
+}
+
 /// Is there such a page?
-pub(super) fn check(page: u8, subpage: u8) -> Result<(), Sense> {
-    if page != ALL_PAGES && PAGES.iter().all(|known| known.code != page) {
+pub(super) fn check(unit: &LogicalUnit, page: u8, subpage: u8) -> Result<(), Sense> {
+    let is_known = |known: &Page| known.code == page && known.types.contains(&unit.device_type);
+    if page != ALL_PAGES && !PAGES.iter().any(is_known) {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(2, Some(5)));
     }
-    if !PAGES.iter().any(|known| known.is_wanted(page, subpage)) {
+    if !PAGES.iter().any(|known| known.is_wanted(unit, page, subpage)) {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(3, None));
     }
     if page == ALL_PAGES && !matches!(subpage, 0 | ALL_SUBPAGES) {
@@ -162,7 +179,14 @@ pub(super) fn write(
     unit: &LogicalUnit,
     writer: &mut Writer<'_>,
 ) {
-    let device_specific = if write_protected { WP } else { 0 } | if unit.fua { DPOFUA } else { 0 };
+    let device_specific = match unit.device_type {
+        DeviceType::Disk => {
+            let write_protected = if write_protected { WP } else { 0 };
+            write_protected | if unit.fua { DPOFUA } else { 0 }
+        }
+        // MMC-6, mode parameter header: reserved.
+        DeviceType::CdDvd => 0,
+    };
     let long_lba = sense.long && sense.llbaa && !sense.dbd;
     let descriptor_bytes = match (sense.dbd, long_lba) {
         (true, _) => 0,
@@ -203,7 +227,7 @@ fn block_descriptor(unit: &LogicalUnit, long_lba: bool, writer: &mut Writer<'_>)
 
 /// The pages asked for, ascending.
 fn pages(sense: &ModeSense, unit: &LogicalUnit, writer: &mut Writer<'_>) {
-    for page in PAGES.iter().filter(|page| page.is_wanted(sense.page, sense.subpage)) {
+    for page in PAGES.iter().filter(|page| page.is_wanted(unit, sense.page, sense.subpage)) {
         let (header, header_bytes) = page.header();
         let parameters = match sense.control {
             PageControl::Changeable => page.changeable(),
@@ -347,7 +371,10 @@ fn select_page(
         [first, length, ..] if first & 0x40 == 0 => (first & 0x3F, 0, usize::from(length), 2),
         _ => return Err(Sense::PARAMETER_LIST_LENGTH_ERROR),
     };
-    let Some(page) = PAGES.iter().find(|page| (page.code, page.subpage) == (code, subpage)) else {
+    let is_meant = |page: &&Page| {
+        (page.code, page.subpage) == (code, subpage) && page.types.contains(&unit.device_type)
+    };
+    let Some(page) = PAGES.iter().find(is_meant) else {
         return Err(in_list(position));
     };
     let begin = position.saturating_add(header_bytes);

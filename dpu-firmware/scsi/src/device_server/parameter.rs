@@ -1,8 +1,8 @@
 //! Parameter data: what a command asks for, how much room it takes, and the bytes. The pages
-//! themselves are in `vpd` and `mode`.
+//! themselves are in `vpd`, `mode` and `log`, what only CD/DVD devices have in `mmc`.
 
-use super::{log_pages, mode, supported, vpd};
-use crate::cdb::{ModeSense, ReportOperationCodes};
+use super::{log_pages, mmc, mode, supported, vpd};
+use crate::cdb::{GetConfiguration, ModeSense, ReadToc, ReportOperationCodes};
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
 use crate::unit::LogicalUnit;
@@ -77,6 +77,30 @@ pub enum Parameter {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
+    /// READ TOC/PMA/ATIP response data (MMC-6).
+    Toc(ReadToc),
+    /// GET CONFIGURATION response data (MMC-6).
+    Configuration(GetConfiguration),
+    /// GET EVENT STATUS NOTIFICATION response data (MMC-6).
+    EventStatus {
+        /// NOTIFICATION CLASS REQUEST.
+        classes: u8,
+        /// A medium came or went since this I_T nexus asked the last time: the caller knows, and sets it
+        /// before [`fill`].
+        changed: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// READ DISC INFORMATION response data (MMC-6).
+    DiscInformation {
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
+    /// MECHANISM STATUS response data (MMC-6).
+    MechanismStatus {
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u16,
+    },
     /// REPORT SUPPORTED OPERATION CODES parameter data (SPC-6).
     OperationCodes(ReportOperationCodes),
     /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS parameter data (SPC-6).
@@ -110,10 +134,25 @@ impl Parameter {
             Self::RequestSense { .. } => Sense::BYTES_MAX as u32,
             Self::LogPage { .. } => log_pages::BYTES_MAX,
             Self::DefectData { .. } => DEFECT_DATA_BYTES_MAX,
+            Self::Toc(_) => mmc::TOC_BYTES_MAX,
+            Self::Configuration(_) => mmc::CONFIGURATION_BYTES_MAX,
+            Self::EventStatus { .. } => mmc::EVENT_STATUS_BYTES_MAX,
+            Self::DiscInformation { .. } => mmc::DISC_INFORMATION_BYTES_MAX,
+            Self::MechanismStatus { .. } => mmc::MECHANISM_STATUS_BYTES_MAX,
             Self::OperationCodes(_) => supported::bytes_max(),
             Self::TaskManagement { .. } => supported::TASK_MANAGEMENT_BYTES_MAX,
         };
         length.min(self.allocation())
+    }
+
+    /// Where the caller says whether a medium came or went, if the command asks for that.
+    pub fn media_event(&mut self) -> Option<&mut bool> {
+        match self {
+            Self::EventStatus { classes, changed, .. } => {
+                mmc::asks_for_media(*classes).then_some(changed)
+            }
+            _ => None,
+        }
     }
 
     /// ALLOCATION LENGTH, or for the command without one what it always transfers.
@@ -127,7 +166,12 @@ impl Parameter {
             | Self::DefectData { allocation, .. }
             | Self::OperationCodes(ReportOperationCodes { allocation, .. })
             | Self::TaskManagement { allocation, .. } => allocation,
-            Self::LogPage { allocation, .. } => u32::from(allocation),
+            Self::LogPage { allocation, .. }
+            | Self::Toc(ReadToc { allocation, .. })
+            | Self::Configuration(GetConfiguration { allocation, .. })
+            | Self::EventStatus { allocation, .. }
+            | Self::DiscInformation { allocation }
+            | Self::MechanismStatus { allocation } => u32::from(allocation),
             Self::ReadCapacity10 => READ_CAPACITY_10_BYTES,
             Self::ModeSense { sense, .. } => u32::from(sense.allocation),
             Self::RequestSense { allocation, .. } => u32::from(allocation),
@@ -172,6 +216,15 @@ pub fn fill(
             log_pages::write(page, subpage, &mut writer)
         }
         (Parameter::DefectData { long, lists, .. }, _) => defect_data(long, lists, &mut writer),
+        (Parameter::Toc(toc), Some(unit)) => mmc::write_toc(&toc, unit, &mut writer),
+        (Parameter::Configuration(configuration), Some(unit)) => {
+            mmc::write_configuration(&configuration, unit, &mut writer);
+        }
+        (Parameter::EventStatus { classes, changed, .. }, Some(unit)) => {
+            mmc::write_event_status(classes, changed, unit, &mut writer);
+        }
+        (Parameter::DiscInformation { .. }, _) => mmc::write_disc_information(&mut writer),
+        (Parameter::MechanismStatus { .. }, _) => mmc::write_mechanism_status(&mut writer),
         (Parameter::OperationCodes(report), Some(unit)) => {
             supported::operation_codes(&report, unit, &mut writer);
         }
@@ -183,6 +236,9 @@ pub fn fill(
             Parameter::ReadCapacity10
             | Parameter::ReadCapacity16 { .. }
             | Parameter::ModeSense { .. }
+            | Parameter::Toc(_)
+            | Parameter::Configuration(_)
+            | Parameter::EventStatus { .. }
             | Parameter::OperationCodes(_),
             None,
         ) => {}

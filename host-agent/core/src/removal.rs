@@ -1,0 +1,85 @@
+//! Removable media: who prevents their removal, and ejecting and loading them for an initiator (SPC-6,
+//! PREVENT ALLOW MEDIUM REMOVAL; SBC-4 and MMC-6, START STOP UNIT). An ejected medium stays open at its
+//! handler and can be loaded again; putting another one in is the management's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lunar_scsi::cdb::{self, Command};
+use lunar_scsi::sense::Sense;
+
+use crate::core::Core;
+use crate::effect::Level;
+use crate::forwarded::{Ending, Forwarded};
+
+/// Which lives of nexuses prevent the removal of which unit's medium. A nexus that ended does not.
+#[derive(Debug, Default)]
+pub(crate) struct Prevents(BTreeMap<u32, BTreeSet<(u32, u32)>>);
+
+impl Prevents {
+    /// A life of a nexus ended.
+    pub(crate) fn forget_nexus(&mut self, nexus: u32, nexus_generation: u32) {
+        for nexuses in self.0.values_mut() {
+            nexuses.remove(&(nexus, nexus_generation));
+        }
+    }
+
+    /// The card starts anew, and all nexuses with it.
+    pub(crate) fn forget_all(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Core {
+    /// A nexus that prevents the removal of the unit's medium: its handle and its peer.
+    #[must_use]
+    pub fn removal_prevented_by(&self, unit: u32) -> Option<(u32, &str)> {
+        let nexuses = self.prevents.0.get(&unit)?;
+        self.nexuses()
+            .find(|nexus| nexuses.contains(&(nexus.handle, nexus.generation)))
+            .map(|nexus| (nexus.handle, nexus.peer.as_str()))
+    }
+
+    /// A medium is put into the unit by the next configuration, also where an initiator had ejected the
+    /// one before.
+    pub fn close_tray(&mut self, unit: u32) {
+        self.units.close_tray(unit);
+    }
+
+    /// PREVENT ALLOW MEDIUM REMOVAL, or START STOP UNIT with LOEJ.
+    pub(crate) fn medium_removal(&mut self, command: &Forwarded) -> Result<Ending, Sense> {
+        let unit = command.unit;
+        match cdb::parse(&command.cdb)? {
+            Command::PreventAllow { prevent } => {
+                let nexus = (command.nexus, command.nexus_generation);
+                let nexuses = self.prevents.0.entry(unit).or_default();
+                if prevent & 1 == 0 {
+                    nexuses.remove(&nexus);
+                } else {
+                    nexuses.insert(nexus);
+                }
+                Ok(Ending::default())
+            }
+            Command::StartStopUnit { start, load_eject: true, .. } => {
+                if !start && self.removal_prevented_by(unit).is_some() {
+                    return Err(Sense::MEDIUM_REMOVAL_PREVENTED);
+                }
+                Ok(self.move_medium(command, start))
+            }
+            _ => Err(Sense::INVALID_FIELD_IN_CDB),
+        }
+    }
+
+    fn move_medium(&mut self, command: &Forwarded, load: bool) -> Ending {
+        let mut ending = Ending::default();
+        if self.units.move_medium(command.unit, load) {
+            ending.required_generation = self.units.generation;
+            self.remember_card();
+            self.send_configuration();
+            let name = self.units.get(command.unit).map_or("(removed)", |unit| unit.name.as_str());
+            let done = if load { "loaded" } else { "ejected" };
+            let text = format!("device {name}: nexus {} {done} the medium", command.nexus);
+            self.log(Level::Info, "medium-moved", text);
+        }
+        ending
+    }
+}
