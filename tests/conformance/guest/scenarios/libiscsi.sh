@@ -1,6 +1,7 @@
 #: libiscsi's SCSI suite through /dev/sg, and its MultipathIO through two: no test fails, none is lost
 #: targets lunar
-#: limit 900
+#: long
+#: limit 1800
 # What the numbers are made of, and why each test is skipped that is: docs/conformance.md.
 . /guest/initiator.sh
 
