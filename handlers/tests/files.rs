@@ -374,6 +374,15 @@ impl Loop {
         }
         Ok(Self(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())))
     }
+
+    /// As [`Self::over`]; where that cannot be, says that `what` is skipped and why.
+    fn over_or_skip(path: &Path, what: &str) -> Option<Self> {
+        Self::over(path)
+            .inspect_err(|reason| {
+                eprintln!("SKIPPED: {what}, because it needs root and losetup: {reason}");
+            })
+            .ok()
+    }
 }
 
 impl Drop for Loop {
@@ -387,15 +396,7 @@ fn blockio_on_a_loop_device_reaches_the_file_below() {
     for engine in engines() {
         let directory = directory();
         let path = image(directory.path(), 1 << 20);
-        let device = match Loop::over(&path) {
-            Ok(device) => device,
-            Err(reason) => {
-                eprintln!(
-                    "SKIPPED: blockio on a loop device, because it needs root and losetup: {reason}"
-                );
-                return;
-            }
-        };
+        let Some(device) = Loop::over_or_skip(&path, "blockio on a loop device") else { return };
         let warnings = blockio_round_trip(&device.0, engine).expect("open");
         assert!(
             !warnings.iter().any(|warning| warning.contains("no block device")),
@@ -412,15 +413,7 @@ fn a_thin_loop_device_unmaps_into_the_file_below() {
     for engine in engines() {
         let directory = directory();
         let path = image(directory.path(), 1 << 20);
-        let device = match Loop::over(&path) {
-            Ok(device) => device,
-            Err(reason) => {
-                eprintln!(
-                    "SKIPPED: a thin loop device, because it needs root and losetup: {reason}"
-                );
-                return;
-            }
-        };
+        let Some(device) = Loop::over_or_skip(&path, "a thin loop device") else { return };
         let mut parameters = parameters(&device.0, engine);
         parameters.thin_provisioned = true;
         let mut device = match vdisk_blockio::open("disk", &parameters) {

@@ -34,7 +34,7 @@ pub(crate) const LOGOUT_REASONS: [u32; 4] = [
 const LOGOUT_WAIT_NS: u64 = 10_000_000;
 
 /// Why an initiator is told that its channel ends; `None` where it knows, or cannot be told.
-fn logout_reason(reason: CloseReason) -> Option<u32> {
+fn told_reason(reason: CloseReason) -> Option<u32> {
     match reason {
         CloseReason::Administrative | CloseReason::CreditOverrun => {
             Some(logout_reason::NOT_SPECIFIED)
@@ -63,7 +63,7 @@ impl<P: Platform> PollGroup<P> {
     /// is to be told why (SRP 6.6). `was_live`: it could send until now.
     pub(crate) fn part_from(&mut self, channel: u32, reason: CloseReason, was_live: bool) {
         let announced =
-            was_live && logout_reason(reason).is_some_and(|reason| self.log_out(channel, reason));
+            was_live && told_reason(reason).is_some_and(|reason| self.log_out(channel, reason));
         if !announced {
             self.kit.hca.disconnect(self.channels[channel as usize].qp);
         }
@@ -104,7 +104,7 @@ impl<P: Platform> PollGroup<P> {
     /// As [`Self::end_logout`] for a channel that is closed once more, unless that is for a reason of
     /// which the initiator is told.
     pub(crate) fn hurry_logout(&mut self, channel: u32, reason: CloseReason) {
-        if logout_reason(reason).is_none() {
+        if told_reason(reason).is_none() {
             self.end_logout(channel);
         }
     }
