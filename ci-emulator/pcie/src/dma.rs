@@ -179,6 +179,9 @@ impl Dma for EmulatedDma {
     #[inline]
     fn poll(&mut self, completions: &mut [DmaCompletion]) -> usize {
         if let Some(adversary) = &mut self.adversary {
+            if self.slot.is_cut() {
+                adversary.land_posted(usize::MAX);
+            }
             return adversary.poll(&mut self.space, self.slot.is_gone(), completions);
         }
         let count = completions.len().min(self.completed.len());

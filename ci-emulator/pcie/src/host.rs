@@ -193,6 +193,7 @@ struct Plugged {
 struct Slot {
     mode: PlacementMode,
     gone: AtomicBool,
+    cut: AtomicBool,
     plugged: Mutex<Plugged>,
 }
 
@@ -215,7 +216,12 @@ impl HostSlot {
             PlacementMode::Withheld { seed } => seed,
         };
         let plugged = Plugged { windows: Vec::new(), seeds: Randomness::new(seed) };
-        let slot = Slot { mode, gone: AtomicBool::new(false), plugged: Mutex::new(plugged) };
+        let slot = Slot {
+            mode,
+            gone: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            plugged: Mutex::new(plugged),
+        };
         Self(Arc::new(slot))
     }
 
@@ -272,11 +278,28 @@ impl HostSlot {
         }
     }
 
-    /// Whether the host vanished.
+    /// The way to the host is cut; its arenas stay. DMA answers `Gone`. What had no end yet may have arrived in part, what
+    /// had one arrives.
+    pub fn cut(&self) {
+        self.0.cut.store(true, Ordering::Release);
+    }
+
+    /// The way that was [`Self::cut`] is whole again.
+    pub fn mend(&self) {
+        self.0.cut.store(false, Ordering::Release);
+    }
+
+    /// Whether the way is cut.
+    #[inline]
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.cut.load(Ordering::Acquire)
+    }
+
+    /// Whether the host vanished, or cannot be reached.
     #[inline]
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.0.gone.load(Ordering::Acquire)
+        self.0.gone.load(Ordering::Acquire) || self.is_cut()
     }
 
     /// The HCA writes `bytes` into an offered arena. False when it is not there or too short.

@@ -13,6 +13,8 @@ pub(crate) struct Faults {
     pub(crate) connect_at: u64,
     pub(crate) agent_stalled_until: u64,
     port_up_at: Option<u64>,
+    /// When the card reaches the host's memory again.
+    way_back_at: Option<u64>,
     /// When the agent or its channel was gone last.
     pub(crate) last_outage: Option<u64>,
     /// The agent asked the card for its arenas.
@@ -27,6 +29,7 @@ impl Faults {
             connect_at: 0,
             agent_stalled_until: 0,
             port_up_at: None,
+            way_back_at: None,
             last_outage: Some(0),
             revoking: false,
         }
@@ -41,7 +44,7 @@ impl World {
             return;
         }
         self.faults.next_at = self.now + self.random.between(20_000, 900_000);
-        match self.random.below(32) {
+        match self.random.below(34) {
             0..=2 => self.restart_agent(),
             3..=4 => self.disconnect(),
             5..=7 => {
@@ -70,7 +73,13 @@ impl World {
                 self.card.device().port_down();
                 self.faults.port_up_at = Some(self.now + self.random.between(5_000, 400_000));
             }
-            22..=27 => self.kill_channel(),
+            22..=23 if self.is_serving() && self.faults.way_back_at.is_none() => {
+                self.journal.note("the way to the host's memory is cut", [0; 3]);
+                self.counts.cuts += 1;
+                self.host.slot.cut();
+                self.faults.way_back_at = Some(self.now + self.random.between(5_000, 400_000));
+            }
+            22..=29 => self.kill_channel(),
             _ => self.log_out_channel(),
         }
     }
@@ -87,7 +96,15 @@ impl World {
             self.start_agent();
             self.faults.connect_at = self.now + self.random.between(5_000, 300_000);
         }
-        if self.wire.is_none() && self.agent.is_some() && self.faults.connect_at <= self.now {
+        if self.faults.way_back_at.is_some_and(|at| at <= self.now) {
+            self.faults.way_back_at = None;
+            self.journal.note("the way to the host's memory is whole again", [0; 3]);
+            self.host.slot.mend();
+        }
+        // The control channel takes the same way.
+        let way = self.faults.way_back_at.is_none();
+        if way && self.wire.is_none() && self.agent.is_some() && self.faults.connect_at <= self.now
+        {
             self.connect();
         }
         let revoked = self.agent.as_mut().is_some_and(|agent| std::mem::take(&mut agent.revoked));

@@ -123,7 +123,7 @@ fn print_summary(summary: &Summary) {
     );
     println!(
         "  {} good, {} check conditions, {} busy or full, {} aborted, {} lost; {} functions; {} logins \
-         ({} refused); {} agents died, {} control channels lost, {} revokes, {} configurations; {} landings",
+         ({} refused); {} agents died, {} control channels lost, {} revokes, {} cuts, {} configurations; {} landings",
         counts.good,
         counts.check_conditions,
         counts.refused,
@@ -135,6 +135,7 @@ fn print_summary(summary: &Summary) {
         counts.restarts,
         counts.control_losses,
         counts.revokes,
+        counts.cuts,
         counts.configurations,
         counts.landed
     );

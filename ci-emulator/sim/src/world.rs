@@ -77,6 +77,8 @@ pub struct Counts {
     pub control_losses: u64,
     /// Arenas revoked, announced or not.
     pub revokes: u64,
+    /// Times that the card lost the way to the host's memory.
+    pub cuts: u64,
     /// Configurations applied.
     pub configurations: u64,
     /// Blocks witnessed on the media.

@@ -19,6 +19,9 @@
 //! `published` word: the host never owes a completion that it has no slot for, and the word need not be
 //! pushed at other times.
 //!
+//! When the way to the host is cut (the DMA engine ends with `Gone`), nothing that was pushed or pulled is lost but in
+//! flight: all steps can be repeated, and [`RingBackend::restore`] begins each anew where it stood.
+//!
 //! The host is not believed: cursors, sequences, tokens, outcomes and lengths are checked, and a lie
 //! costs the ring ([`RingFault`]), nothing else.
 
@@ -35,7 +38,7 @@ use lunar_offload_proto::ring::{
     RingLayout, SENSE_BYTES_MAX, SIDE_BYTES, SideRecord, SubmissionEntry, UNMAP_RANGES_MAX,
 };
 use lunar_platform::{
-    ArenaId, Dma, DmaCompletion, DmaOperation, DmaRequest, HostAddress, LocalKey, Memory,
+    ArenaId, Dma, DmaCompletion, DmaError, DmaOperation, DmaRequest, HostAddress, LocalKey, Memory,
     MemoryError, Nanoseconds, Platform, Region,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -237,8 +240,10 @@ struct Flight {
     forwarded: bool,
     side: bool,
     cancelling: bool,
-    /// Pulls to wait for before the outcome is reported.
-    pulls: u8,
+    /// Pulls to wait for before the outcome is reported; the sense lies with this completion.
+    pulls_data: bool,
+    pulls_sense: bool,
+    completion: u32,
     sense_bytes: u16,
     /// The CardDram buffer, when the data is staged.
     card: (LocalKey, u64),
@@ -257,7 +262,9 @@ impl Flight {
         forwarded: false,
         side: false,
         cancelling: false,
-        pulls: 0,
+        pulls_data: false,
+        pulls_sense: false,
+        completion: 0,
         sense_bytes: 0,
         card: (LocalKey(0), 0),
         staged: None,
@@ -349,6 +356,8 @@ pub struct RingBackend<P: Platform> {
     places: Places,
     setup: RingSetup,
     attached: bool,
+    /// The way to the host was cut since the ring was set up or restored.
+    cut: bool,
     fault: Option<RingFault>,
     submission: ProducerCursor,
     completion: ConsumerCursor,
@@ -372,8 +381,8 @@ pub struct RingBackend<P: Platform> {
     cancel_waiting: VecDeque<u64>,
     /// Flights that wait for DMA room to pull their data-in.
     data_waiting: VecDeque<u32>,
-    /// Flights that wait for DMA room to pull their sense, with the completion's sequence.
-    sense_waiting: VecDeque<(u32, u32)>,
+    /// Flights that wait for DMA room to pull their sense.
+    sense_waiting: VecDeque<u32>,
     ended: VecDeque<u32>,
     /// Staging to give back to its cache at the next tick.
     returned: Vec<Buffer>,
@@ -414,6 +423,7 @@ impl<P: Platform> RingBackend<P> {
             places,
             setup,
             attached: true,
+            cut: false,
             fault: None,
             submission: ProducerCursor::new(setup.layout, setup.submission_sequence),
             completion: ConsumerCursor::new(setup.layout, setup.completion_sequence),
@@ -462,14 +472,13 @@ impl<P: Platform> RingBackend<P> {
     ///
     /// # Errors
     /// [`NoRoom`]: as many operations as the ring can hold are outstanding, there is no staging in
-    /// host memory for a CardDram buffer, or the ring is detached or faulted.
+    /// host memory for a CardDram buffer, or the ring is detached, cut or faulted.
     pub fn submit(
         &mut self,
         submission: &Submission<'_>,
         host: &mut SgvCache,
     ) -> Result<(), NoRoom> {
-        if !self.attached
-            || self.fault.is_some()
+        if !self.is_attached()
             || self.operations + self.unreleased() >= self.operations_max
             || self.queued >= self.submission.room()
         {
@@ -660,7 +669,7 @@ impl<P: Platform> RingBackend<P> {
 
     /// Starts whatever can start now.
     fn advance(&mut self) {
-        if self.fault.is_some() {
+        if self.is_stopped() {
             return;
         }
         if self.batch.stage == BatchStage::Idle && self.attached {
@@ -669,13 +678,15 @@ impl<P: Platform> RingBackend<P> {
         if self.batch.stage == BatchStage::Filling {
             self.fill_batch();
         }
-        if self.batch.stage == BatchStage::Waiting && self.batch.pending == 0 {
+        // Nothing is pending either when the way was cut while it was filled.
+        if self.batch.stage == BatchStage::Waiting && self.batch.pending == 0 && !self.is_stopped()
+        {
             self.publish_batch();
         }
         self.advance_round();
         while let Some(&index) = self.data_waiting.front()
             && self.dma.room() > 0
-            && self.fault.is_none()
+            && !self.is_stopped()
         {
             self.data_waiting.pop_front();
             self.pull_data(index);
@@ -844,7 +855,18 @@ impl<P: Platform> RingBackend<P> {
         if self.dma.room() == 0 {
             return;
         }
-        let Some(word) = self.submission.publish() else { return };
+        // Nothing is new when the way was cut just after this step.
+        if let Some(word) = self.submission.publish() {
+            put(&mut self.mirror, PUBLISHED_AT, &word.to_le_bytes());
+            self.count_published();
+        }
+        self.batch.stage = BatchStage::Publishing;
+        let to = self.setup.submission_offset + self.setup.layout.published_offset();
+        self.push(purpose::PUBLISH, PUBLISHED_AT, to, 4);
+    }
+
+    /// From now on the host may answer what is in the batch.
+    fn count_published(&mut self) {
         for offset in 0..self.batch.count {
             let slot = self.setup.layout.slot(self.batch.first.wrapping_add(offset));
             let entry = self.by_slot[slot as usize];
@@ -856,10 +878,6 @@ impl<P: Platform> RingBackend<P> {
         }
         self.owed += self.batch.count;
         self.statistics.batches += 1;
-        self.batch.stage = BatchStage::Publishing;
-        put(&mut self.mirror, PUBLISHED_AT, &word.to_le_bytes());
-        let to = self.setup.submission_offset + self.setup.layout.published_offset();
-        self.push(purpose::PUBLISH, PUBLISHED_AT, to, 4);
     }
 
     fn advance_round(&mut self) {
@@ -980,15 +998,17 @@ impl<P: Platform> RingBackend<P> {
         };
         flight.stage = Stage::Pulling;
         flight.sense_bytes = sense_bytes;
-        if sense_bytes > 0 {
-            flight.pulls += 1;
-            self.sense_waiting.push_back((index, sequence));
+        flight.completion = sequence;
+        flight.pulls_sense = sense_bytes > 0;
+        flight.pulls_data = flight.staged.is_some() && !flight.data_out && transferred_bytes > 0;
+        let (sense, data) = (flight.pulls_sense, flight.pulls_data);
+        if sense {
+            self.sense_waiting.push_back(index);
         }
-        if flight.staged.is_some() && !flight.data_out && transferred_bytes > 0 {
-            flight.pulls += 1;
+        if data {
             self.data_waiting.push_back(index);
         }
-        if flight.pulls == 0 {
+        if !sense && !data {
             self.statistics.completed += 1;
             self.end(index);
         }
@@ -1014,15 +1034,16 @@ impl<P: Platform> RingBackend<P> {
 
     /// Pulls sense as long as there is room; when all is here, the completion slots are free.
     fn finish_round(&mut self) {
-        while let Some(&(index, sequence)) = self.sense_waiting.front() {
-            if self.dma.room() == 0 || self.fault.is_some() {
+        while let Some(&index) = self.sense_waiting.front() {
+            if self.dma.room() == 0 || self.is_stopped() {
                 return;
             }
             self.sense_waiting.pop_front();
+            let flight = &self.flights[index as usize];
             let from = self.setup.completion_offset
-                + self.setup.layout.side_offset(sequence)
+                + self.setup.layout.side_offset(flight.completion)
                 + SIDE_SENSE_AT as u64;
-            let length = usize::from(self.flights[index as usize].sense_bytes);
+            let length = usize::from(flight.sense_bytes);
             self.round.pending += 1;
             self.pull(purpose::SENSE | u64::from(index), self.places.sense(index), from, length);
         }
@@ -1044,11 +1065,12 @@ impl<P: Platform> RingBackend<P> {
         self.start(purpose::DATA | u64::from(index), operation);
     }
 
-    /// One of a flight's pulls is done.
-    fn pulled(&mut self, index: u32) {
+    /// One of a flight's pulls is done: its sense or its data.
+    fn pulled(&mut self, index: u32, sense: bool) {
         let Some(flight) = self.flights.get_mut(index as usize) else { return };
-        flight.pulls = flight.pulls.saturating_sub(1);
-        if flight.pulls == 0 {
+        flight.pulls_sense &= !sense;
+        flight.pulls_data &= sense;
+        if !flight.pulls_sense && !flight.pulls_data {
             self.statistics.completed += 1;
             self.end(index);
         }
@@ -1090,7 +1112,15 @@ impl<P: Platform> RingBackend<P> {
                 self.dma_in_flight += 1;
                 self.batch.pending += u32::from(id == purpose::BATCH);
             }
-            Err(error) => self.fail(RingFault::Dma(error)),
+            Err(error) => self.dma_failed(error),
+        }
+    }
+
+    #[cold]
+    fn dma_failed(&mut self, error: DmaError) {
+        match error {
+            DmaError::Gone => self.cut = true,
+            DmaError::Full | DmaError::Protection => self.fail(RingFault::Dma(error)),
         }
     }
 
@@ -1103,9 +1133,9 @@ impl<P: Platform> RingBackend<P> {
             for completion in completions.iter().take(count) {
                 self.dma_in_flight = self.dma_in_flight.saturating_sub(1);
                 match completion.result {
-                    Ok(()) if self.fault.is_none() => self.on_dma(completion.id),
+                    Ok(()) if !self.is_stopped() => self.on_dma(completion.id),
                     Ok(()) => {}
-                    Err(error) => self.fail(RingFault::Dma(error)),
+                    Err(error) => self.dma_failed(error),
                 }
             }
             any |= count > 0;
@@ -1139,11 +1169,11 @@ impl<P: Platform> RingBackend<P> {
             }
             purpose::SENSE => {
                 self.round.pending = self.round.pending.saturating_sub(1);
-                self.pulled(index);
+                self.pulled(index, true);
                 Ok(())
             }
             purpose::DATA => {
-                self.pulled(index);
+                self.pulled(index, false);
                 Ok(())
             }
             _ => Ok(()),
@@ -1219,7 +1249,60 @@ impl<P: Platform> RingBackend<P> {
     /// Whether operations are taken.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        self.attached && self.fault.is_none()
+        self.attached && !self.is_stopped()
+    }
+
+    /// Whether the way to the host was cut. Nothing moves until [`Self::restore`].
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    #[inline]
+    fn is_stopped(&self) -> bool {
+        self.cut || self.fault.is_some()
+    }
+
+    /// Waits until the DMA engine has nothing of this ring any more. It completes everything, if only with an error.
+    pub fn drain(&mut self) {
+        while self.dma_in_flight > 0 {
+            if !self.reap() {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// The way to the host, which was cut, is there again, and leads to the same memory: what was on it is repeated. Only
+    /// after [`Self::drain`]. Nobody knows what of it arrived, and nobody needs to: the host reads what lies behind its
+    /// cursor once, and the bytes are the same.
+    pub fn restore(&mut self) {
+        debug_assert!(self.dma_in_flight == 0, "drain first");
+        self.cut = false;
+        match self.batch.stage {
+            BatchStage::Idle => {}
+            BatchStage::Filling | BatchStage::Waiting => {
+                self.batch.stage = BatchStage::Filling;
+                self.batch.at = self.batch.first;
+                self.batch.flush = true;
+            }
+            BatchStage::Publishing => self.batch.stage = BatchStage::Waiting,
+        }
+        self.batch.pending = 0;
+        self.consumed = Some(self.completion.released());
+        if self.round.stage != RoundStage::Senses {
+            self.round.stage = RoundStage::Idle;
+        }
+        self.round.pending = 0;
+        self.sense_waiting.clear();
+        self.data_waiting.clear();
+        for (index, flight) in (0u32..).zip(&self.flights) {
+            if flight.pulls_sense {
+                self.sense_waiting.push_back(index);
+            }
+            if flight.pulls_data {
+                self.data_waiting.push_back(index);
+            }
+        }
     }
 
     /// The rings are gone, or not to be used again after a fault. Waits until no DMA operation touches
@@ -1228,12 +1311,8 @@ impl<P: Platform> RingBackend<P> {
     /// HostDram cache must not be used after that either: what was staged there is lost.
     pub fn reset(&mut self) -> Vec<u64> {
         self.attached = false;
-        self.fail(RingFault::Dma(lunar_platform::DmaError::Gone));
-        while self.dma_in_flight > 0 {
-            if !self.reap() {
-                core::hint::spin_loop();
-            }
-        }
+        self.fail(RingFault::Dma(DmaError::Gone));
+        self.drain();
         let mut tokens = Vec::new();
         for flight in self.flights.iter_mut().filter(|flight| flight.stage != Stage::Free) {
             tokens.push(flight.token);

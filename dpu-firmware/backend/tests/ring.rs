@@ -501,11 +501,6 @@ const HOSTILITIES: &[Hostility] = &[
         |rig| assert!(rig.slot.revoke(rig::ARENA)),
         |f| matches!(f, RingFault::Dma(DmaError::Protection)),
     ),
-    (
-        "the host gone",
-        |rig| rig.slot.surprise_removal(),
-        |f| matches!(f, RingFault::Dma(DmaError::Gone)),
-    ),
 ];
 
 #[test]
@@ -667,6 +662,81 @@ fn operations_survive_an_agent_that_goes_and_comes_back() {
         rig.read(9, 0, 1, &buffers[0]).unwrap();
         assert_eq!(rig.run(9).outcome, done);
     }
+}
+
+/// Puts the way back that was cut, as the poll group does it.
+fn mend(rig: &mut Rig) {
+    rig.ring.drain();
+    rig.slot.mend();
+    rig.ring.restore();
+}
+
+#[test]
+fn a_cut_way_loses_nothing_wherever_it_is_cut() {
+    let mut noticed = 0;
+    for seed in modes() {
+        for (cut, again) in (1..24).flat_map(|cut| [(cut, None), (cut, Some(cut + 2))]) {
+            let mut rig = Rig::new(Plan { seed, dma_capacity: 6, ..Plan::default() });
+            let buffers: Vec<_> = (0..6).map(|slot| rig.claim(PLACEMENTS[slot % 2], 512)).collect();
+            for slot in 0..2 {
+                rig.agent.disk[slot * BLOCK_BYTES..][..BLOCK_BYTES].fill(slot as u8 + 1);
+                rig.read(slot as u64, slot as u64, 1, &buffers[slot]).unwrap();
+            }
+            for slot in 2..4 {
+                rig.fetch_data_out(&buffers[slot], &[slot as u8 + 1; BLOCK_BYTES]);
+                rig.write(slot as u64, slot as u64, 1, &buffers[slot]).unwrap();
+            }
+            let forward = BlockRequest::Forward { data_out: false };
+            rig.submit(4, forward, None, 0, &[9; 20]).unwrap();
+            rig.unmap(5, &[BlockRange::new(9, 1)]).unwrap();
+            let mut ended = Vec::new();
+            for turn in 1..400 {
+                if turn == cut || Some(turn) == again {
+                    rig.slot.cut();
+                }
+                rig.tick();
+                rig.agent.serve();
+                for outcome in rig.outcomes() {
+                    if outcome.token == 4 {
+                        let sense = rig.ring.sense(4);
+                        assert!(
+                            !sense.is_empty() && sense.iter().all(|byte| *byte == 9),
+                            "{sense:?}"
+                        );
+                    }
+                    ended.push(outcome.token);
+                }
+                if turn >= cut + 1 && rig.slot.is_gone() {
+                    noticed += u32::from(rig.ring.is_cut());
+                    mend(&mut rig);
+                }
+            }
+            assert_eq!(rig.ring.fault(), None, "seed {seed:?}, cut at {cut}, {again:?}");
+            ended.sort_unstable();
+            assert_eq!(ended, [0, 1, 2, 3, 4, 5], "each exactly once; cut at {cut}, {again:?}");
+            for slot in 0..2 {
+                assert_eq!(rig.data_in(&buffers[slot], 512), [slot as u8 + 1; 512]);
+            }
+            for slot in 2..4 {
+                assert_eq!(rig.agent.disk[slot * BLOCK_BYTES..][..512], [slot as u8 + 1; 512]);
+            }
+        }
+    }
+    assert!(noticed > 200, "the way was cut under work: {noticed}");
+}
+
+#[test]
+fn a_host_that_is_gone_is_waited_for() {
+    let mut rig = Rig::new(Plan::default());
+    let buffer = rig.claim(Placement::CardDram, 512);
+    rig.read(1, 0, 1, &buffer).unwrap();
+    rig.settle();
+    rig.slot.surprise_removal();
+    rig.settle();
+    assert!(rig.ring.is_cut() && !rig.ring.is_attached());
+    assert_eq!(rig.read(2, 0, 1, &buffer), Err(NoRoom));
+    assert!(rig.outcomes().is_empty());
+    assert_eq!(rig.ring.reset(), [1], "another host's memory: nobody knows what became of it");
 }
 
 #[test]

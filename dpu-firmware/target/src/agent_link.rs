@@ -311,6 +311,10 @@ impl AgentLink {
                 }
             }
             Report::Event(event) => {
+                if self.met && matches!(event, Event::RingCut { .. }) {
+                    // The next channel offers the rings anew, and with that the way is tried anew.
+                    self.end("the way to the host's memory was cut");
+                }
                 let message = on_event(event, coordinator, now);
                 if let to_host::Message::NexusEvent(event) = &message {
                     self.track(event);
@@ -418,6 +422,11 @@ fn on_event<P: Platform>(
             EventLevel::Error,
             "ring-fault",
             format!("the ring of poll group {group} was closed: {text}"),
+        ),
+        Event::RingCut { group } => log(
+            EventLevel::Warning,
+            "ring-cut",
+            format!("the ring of poll group {group} rests: the way to the host's memory was cut"),
         ),
         Event::DeviceFatal => log(
             EventLevel::Error,

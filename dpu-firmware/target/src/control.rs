@@ -356,7 +356,7 @@ impl<P: Platform> PollGroup<P> {
         let sound = self.kit.ring.as_ref().is_some_and(|ring| ring.fault().is_none());
         if sound && self.attached_to.as_ref() == Some(&attachment.ring_blob) {
             // The same host memory as before: the rings go on once the host has reconciled.
-            return Ok(());
+            return self.restore_ring(attachment);
         }
         self.reset_ring();
         let rings = self.import(&attachment.ring_blob)?;
@@ -375,6 +375,22 @@ impl<P: Platform> PollGroup<P> {
             self.attached_to = Some(attachment.ring_blob.clone());
         }
         attached
+    }
+
+    /// Finds the way to the host's memory anew, if it was cut.
+    fn restore_ring(&mut self, attachment: &RingAttachment) -> Result<(), String> {
+        let Some(ring) = self.kit.ring.as_mut().filter(|ring| ring.is_cut()) else { return Ok(()) };
+        ring.drain();
+        for arena in &self.arenas {
+            self.memory.unimport(arena.id);
+        }
+        self.import(&attachment.ring_blob)?;
+        self.import(&attachment.data_blob)?;
+        if let Some(ring) = self.kit.ring.as_mut() {
+            ring.restore();
+        }
+        self.cut_told = false;
+        Ok(())
     }
 
     fn import(&mut self, blob: &[u8]) -> Result<HostArena, String> {
@@ -485,6 +501,7 @@ impl<P: Platform> PollGroup<P> {
             self.on_outcome(token, &lunar_backend::Outcome::lost(token));
         }
         self.dma = Some(ring.into_dma());
+        self.cut_told = false;
         self.release_arenas();
         // Buffers that tasks still hold belong to the old arena; `over` knows by the epoch.
         self.kit.host_cache = None;
@@ -557,6 +574,10 @@ impl<P: Platform> PollGroup<P> {
     }
 
     fn check_ring_fault(&mut self) {
+        let Some(ring) = self.kit.ring.as_ref() else { return };
+        if ring.is_cut() && !std::mem::replace(&mut self.cut_told, true) {
+            self.tell_event(Event::RingCut { group: self.index });
+        }
         let Some(fault) = self.kit.ring.as_ref().and_then(RingBackend::fault) else { return };
         let text = fault.to_string();
         self.tell_event(Event::RingFault { group: self.index, text });

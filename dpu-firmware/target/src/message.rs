@@ -153,6 +153,11 @@ pub enum Event {
         /// The reason in words.
         text: String,
     },
+    /// The way to the host's memory was cut; the ring rests until the host offers its memory again.
+    RingCut {
+        /// Group whose ring it is.
+        group: u16,
+    },
     /// The device died; every channel is lost.
     DeviceFatal,
 }

@@ -239,6 +239,8 @@ pub struct PollGroup<P: Platform> {
     /// The imported arenas, and the ring arena's blob that says which life of it this is.
     pub(crate) arenas: Vec<lunar_platform::HostArena>,
     pub(crate) attached_to: Option<Vec<u8>>,
+    /// The coordinator knows that the ring is cut.
+    pub(crate) cut_told: bool,
     #[cfg(feature = "mutants")]
     pub(crate) late_attentions: Vec<(u32, crate::message::GateCause)>,
     /// Since when the ring is detached.
@@ -362,6 +364,7 @@ impl<P: Platform> PollGroup<P> {
             dma: Some(dma),
             arenas: Vec::new(),
             attached_to: None,
+            cut_told: false,
             #[cfg(feature = "mutants")]
             late_attentions: Vec::new(),
             detached_since: None,

@@ -47,6 +47,11 @@ const RESOLVE_MS: i32 = 2000;
 /// A host that dies says nothing. It counts as gone after seven times 0.27 s without acknowledgement;
 /// the connection manager's own estimate makes that 18 s (rxe).
 const ACK_TIMEOUT: u8 = 16;
+/// An operation without an end for so long never gets one: the device owes an answer or an error after [`ACK_TIMEOUT`],
+/// and soft RoCE was seen to forget that.
+const STALLED: Duration = Duration::from_secs(10);
+/// The same where the connection broke: what is posted comes back at once.
+const STALLED_BROKEN: Duration = Duration::from_secs(1);
 /// Bytes that a flush reads.
 const FLUSH_BYTES: u32 = 8;
 
@@ -129,6 +134,8 @@ pub struct HostLink {
     /// Entries posted and not ended, oldest first; the first one's number.
     posted: VecDeque<Entry>,
     first: u64,
+    /// Which entry was the first when the connection was looked at, and since when it is.
+    oldest: (u64, Instant),
     reads: u32,
     hints: u32,
     /// Ended, not reaped.
@@ -172,6 +179,7 @@ impl HostLink {
             arenas: Vec::new(),
             posted: VecDeque::with_capacity(CAPACITY + HINTS_MAX as usize),
             first: 0,
+            oldest: (0, Instant::now()),
             reads: 0,
             hints: 0,
             ended: VecDeque::with_capacity(CAPACITY),
@@ -199,7 +207,7 @@ impl HostLink {
             self.arenas.clone_from(&arenas);
         }
         // A broken connection is made anew when the host's arenas are imported anew.
-        if self.endpoint() != before {
+        if self.endpoint() != before || self.state == State::Broken {
             self.hang_up();
             if !self.arenas.is_empty() {
                 self.connect();
@@ -209,17 +217,22 @@ impl HostLink {
 
     /// Ends the connection and forgets what it was doing.
     fn hang_up(&mut self) {
+        self.end_connection();
+        // Numbers go on: completions of this life are none of the next one's.
+        self.first += self.posted.len() as u64;
+        self.posted.clear();
+        self.ended.clear();
+        self.state = State::Idle;
+    }
+
+    /// Ends the connection with its queue pair.
+    fn end_connection(&mut self) {
         if let Some(id) = self.id.take() {
             id.disconnect();
         }
         self.qp = ptr::null_mut();
         self.qp_number = 0;
-        // Numbers go on: completions of this life are none of the next one's.
-        self.first += self.posted.len() as u64;
-        self.posted.clear();
-        self.ended.clear();
         (self.reads, self.hints) = (0, 0);
-        self.state = State::Idle;
     }
 
     fn connect(&mut self) {
@@ -327,6 +340,31 @@ impl HostLink {
             if let Err(reason) = self.on_cm(&event) {
                 self.failed(&reason);
             }
+        }
+        self.look_at_oldest();
+    }
+
+    /// Ends what is posted when the device forgot it: without its queue pair it touches no memory any more.
+    fn look_at_oldest(&mut self) {
+        let operations = self.posted.len() - self.hints as usize;
+        if operations == 0 || self.oldest.0 != self.first {
+            self.oldest = (self.first, Instant::now());
+            return;
+        }
+        let limit = if self.state == State::Broken { STALLED_BROKEN } else { STALLED };
+        if self.oldest.1.elapsed() >= limit {
+            tracing::warn!(
+                group = self.group,
+                "the way to the host's memory is given up: a transfer had no end for {limit:?}"
+            );
+            self.end_connection();
+            while let Some(entry) = self.posted.pop_front() {
+                self.first += 1;
+                if let Entry::Operation { id, .. } = entry {
+                    self.ended.push_back(DmaCompletion { id, result: Err(DmaError::Gone) });
+                }
+            }
+            self.state = State::Broken;
         }
     }
 

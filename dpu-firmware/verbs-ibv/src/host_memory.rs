@@ -337,14 +337,11 @@ impl HostMemory {
                 | sys::RDMA_CM_EVENT_UNREACHABLE
                 | sys::RDMA_CM_EVENT_CONNECT_ERROR
         );
-        let owner = self.groups.iter_mut().enumerate().find(|(_, group)| {
+        let owner = self.groups.iter().position(|group| {
             group.connection.as_ref().is_some_and(|connection| connection.id.raw() == event.id)
         });
-        if ended && let Some((index, group)) = owner {
-            tracing::info!(group = index, "a poll group of the card is gone");
-            if let Some(connection) = group.connection.take() {
-                connection.id.disconnect();
-            }
+        if ended && let Some(index) = owner {
+            self.end_connection(index, "the connection was ended");
         }
     }
 
@@ -390,12 +387,25 @@ impl HostMemory {
         // One of an earlier connection says nothing about this one.
         let ours = |connection: &&mut Connection| connection.number == raw.qp_number;
         let Some(connection) = group.connection.as_mut().filter(ours) else { return };
+        if raw.status != CompletionStatus::Success {
+            return self.end_connection(index, "a hint could not be passed on");
+        }
         if raw.wr_id & SENT != 0 {
             connection.sent = connection.sent.saturating_sub(1);
-        } else if raw.status == CompletionStatus::Success {
+        } else {
             signal(&group.lines.to_host);
             // Where it is refused the connection is over, which the connection manager reports.
             let _ = post_hint_receive(connection.qp, raw.wr_id);
+        }
+    }
+
+    /// Ends the connection of poll group `index`. The card learns of it at the latest when it next uses it.
+    fn end_connection(&mut self, index: usize, reason: &str) {
+        if let Some(connection) =
+            self.groups.get_mut(index).and_then(|group| group.connection.take())
+        {
+            tracing::info!(group = index, reason, "a poll group of the card is gone");
+            connection.id.disconnect();
         }
     }
 
