@@ -70,6 +70,8 @@ pub struct EmulatedDma {
     capacity: usize,
     hints_lost_per_mille: u16,
     hint_choices: Randomness,
+    /// The way was found cut, and no poll found it whole since.
+    is_cut: bool,
     /// Carried out and not reaped, oldest first (prompt mode).
     completed: VecDeque<DmaCompletion>,
     adversary: Option<Box<Adversary>>,
@@ -98,6 +100,7 @@ impl EmulatedDma {
             capacity: config.capacity,
             hints_lost_per_mille: config.hints_lost_per_mille,
             hint_choices: Randomness::new(!seed.unwrap_or(0)),
+            is_cut: false,
             completed: VecDeque::with_capacity(config.capacity),
             adversary: seed.map(|seed| Box::new(Adversary::new(seed))),
         }
@@ -155,12 +158,14 @@ fn execute(space: &mut AddressSpace, operation: &DmaOperation) -> Result<(), Dma
 impl Dma for EmulatedDma {
     #[inline]
     fn room(&self) -> usize {
-        self.capacity - self.in_flight()
+        // It takes polls to make the way anew; until it is known to be cut there seems to be room.
+        if self.is_cut && !self.slot.is_cut() { 0 } else { self.capacity - self.in_flight() }
     }
 
     #[inline]
     fn submit(&mut self, request: DmaRequest) -> Result<(), DmaError> {
         if self.slot.is_gone() {
+            self.is_cut |= self.slot.is_cut();
             return Err(DmaError::Gone);
         }
         if self.room() == 0 {
@@ -178,8 +183,9 @@ impl Dma for EmulatedDma {
 
     #[inline]
     fn poll(&mut self, completions: &mut [DmaCompletion]) -> usize {
+        self.is_cut = self.slot.is_cut();
         if let Some(adversary) = &mut self.adversary {
-            if self.slot.is_cut() {
+            if self.is_cut {
                 adversary.land_posted(usize::MAX);
             }
             return adversary.poll(&mut self.space, self.slot.is_gone(), completions);

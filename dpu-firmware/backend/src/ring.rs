@@ -653,7 +653,8 @@ impl<P: Platform> RingBackend<P> {
     /// Drives the DMA as far as it goes without waiting. Returns whether anything moved.
     pub fn tick(&mut self, now: Nanoseconds, host: &mut SgvCache) -> bool {
         self.round.allowed = true;
-        let mut busy = self.dma_in_flight > 0 && self.reap();
+        // Without room the way to the host is being made, and polls make it.
+        let mut busy = (self.dma_in_flight > 0 || self.dma.room() == 0) && self.reap();
         for _ in 0..PASSES_MAX {
             self.advance();
             if self.dma_in_flight == 0 || !self.reap() {

@@ -80,7 +80,8 @@ pub enum DmaError {
 
 /// One DMA context. Every method is non-blocking and does not allocate.
 pub trait Dma {
-    /// How many operations [`Dma::submit`] takes right now.
+    /// How many operations [`Dma::submit`] takes right now. 0 also while the way to the host is being made, which
+    /// [`Dma::poll`] and [`Dma::arm`] drive.
     fn room(&self) -> usize;
 
     /// Queues one operation behind all earlier ones of this context.
