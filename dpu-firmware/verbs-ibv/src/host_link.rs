@@ -215,24 +215,22 @@ impl HostLink {
         }
     }
 
-    /// Ends the connection and forgets what it was doing.
+    /// Ends the connection with its queue pair, and so everything that was posted.
     fn hang_up(&mut self) {
-        self.end_connection();
-        // Numbers go on: completions of this life are none of the next one's.
-        self.first += self.posted.len() as u64;
-        self.posted.clear();
-        self.ended.clear();
-        self.state = State::Idle;
-    }
-
-    /// Ends the connection with its queue pair.
-    fn end_connection(&mut self) {
         if let Some(id) = self.id.take() {
             id.disconnect();
         }
         self.qp = ptr::null_mut();
         self.qp_number = 0;
+        // Numbers go on: completions of this life are none of the next one's.
+        while let Some(entry) = self.posted.pop_front() {
+            self.first += 1;
+            if let Entry::Operation { id, .. } = entry {
+                self.ended.push_back(DmaCompletion { id, result: Err(DmaError::Gone) });
+            }
+        }
         (self.reads, self.hints) = (0, 0);
+        self.state = State::Idle;
     }
 
     fn connect(&mut self) {
@@ -338,7 +336,7 @@ impl HostLink {
         }
         while let Some(event) = self.channel.next() {
             if let Err(reason) = self.on_cm(&event) {
-                self.failed(&reason);
+                self.broke(&reason);
             }
         }
         self.look_at_oldest();
@@ -357,13 +355,7 @@ impl HostLink {
                 group = self.group,
                 "the way to the host's memory is given up: a transfer had no end for {limit:?}"
             );
-            self.end_connection();
-            while let Some(entry) = self.posted.pop_front() {
-                self.first += 1;
-                if let Entry::Operation { id, .. } = entry {
-                    self.ended.push_back(DmaCompletion { id, result: Err(DmaError::Gone) });
-                }
-            }
+            self.hang_up();
             self.state = State::Broken;
         }
     }
