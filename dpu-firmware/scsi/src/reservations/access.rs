@@ -3,7 +3,7 @@
 //! and looked up at logins and gates.
 //!
 //! A command's class stands for its row in the tables of commands that are allowed in the presence of
-//! various reservations: SPC-6 5.14.1, SBC-4 4.17 (table 13), and SPC-2 5.5.1 for RESERVE and RELEASE.
+//! various reservations: SPC-4 5.13.1, SBC-4 4.17 (table 13), and SPC-2 5.5.1 for RESERVE and RELEASE.
 
 use alloc::vec::Vec;
 
@@ -35,7 +35,7 @@ impl Access {
     pub const NO_TRANSFERS: Self = Self(READ | WRITE);
     /// Another I_T nexus has the unit by RESERVE.
     pub const RESERVED: Self = Self(READ | WRITE | LEGACY);
-    /// Who may do what was lost, so nobody may do anything (SPC-6 5.14.5.3).
+    /// Who may do what was lost, so nobody may do anything (SPC-4 5.13.5.3).
     pub const INFORMATION_LOST: Self = Self(LOST);
 
     /// As a byte, for the control channel.
@@ -129,7 +129,8 @@ fn class_by_field(operation: u8, cdb: &[u8]) -> Class {
             REPORT_IDENTIFYING_INFORMATION
             | REPORT_ALIASES
             | REPORT_PRIORITY
-            | REPORT_TIMESTAMP => Class::FREE,
+            | REPORT_TIMESTAMP
+            | REPORT_PROVISIONING_INITIALIZATION_PATTERN => Class::FREE,
             service_action::REPORT_SUPPORTED_OPERATION_CODES
             | service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS
             | MANAGEMENT_PROTOCOL_IN => Class::READ,
@@ -157,6 +158,7 @@ const REPORT_ALIASES: u8 = 0x0B;
 const REPORT_PRIORITY: u8 = 0x0E;
 const REPORT_TIMESTAMP: u8 = 0x0F;
 const MANAGEMENT_PROTOCOL_IN: u8 = 0x10;
+const REPORT_PROVISIONING_INITIALIZATION_PATTERN: u8 = 0x1D;
 const REPORT_REFERRALS: u8 = 0x13;
 const GET_STREAM_STATUS: u8 = 0x16;
 const GET_PHYSICAL_ELEMENT_STATUS: u8 = 0x17;
@@ -180,7 +182,7 @@ const fn classes() -> [Option<Class>; 256] {
 /// Every operation code that is not simply a [`Class::WRITE`].
 #[rustfmt::skip]
 const KNOWN: &[(u8, Option<Class>)] = &[
-    // SPC-6 5.14.5.2 lists these: they are answered even while reservation information is lost.
+    // SPC-4 5.13.5.2 lists these: they are answered even while reservation information is lost.
     (opcode::INQUIRY, Some(Class::ALWAYS)),
     (opcode::REQUEST_SENSE, Some(Class::ALWAYS)),
     (opcode::REPORT_LUNS, Some(Class::ALWAYS)),

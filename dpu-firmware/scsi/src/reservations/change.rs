@@ -1,5 +1,5 @@
-//! PERSISTENT RESERVE OUT: what each service action makes of the state, and whom it concerns (SPC-6
-//! 5.14.7 to 5.14.11).
+//! PERSISTENT RESERVE OUT: what each service action makes of the state, and whom it concerns (SPC-4
+//! 5.13.7 to 5.13.11).
 
 use alloc::vec::Vec;
 
@@ -37,7 +37,7 @@ pub struct Effects {
     /// nexuses that are logged in; who logs in later finds the power on condition of every login.
     pub attentions: Vec<(Nexus, UnitAttention)>,
     /// Nexuses all of whose commands to the unit are aborted, but for the one that does it; those
-    /// nexuses' copies and preventions of medium removal end too (SPC-6 5.14.11.2.6).
+    /// nexuses' copies and preventions of medium removal end too (SPC-4 5.13.11.2.6).
     pub aborts: Vec<Nexus>,
 }
 
@@ -94,7 +94,7 @@ impl Reservations {
     ///
     /// # Errors
     /// How the command ends instead: RESERVATION CONFLICT for a nexus that is not registered, a wrong
-    /// key, and whatever another holder keeps out (SPC-6 5.14.1, the table of service actions); sense data
+    /// key, and whatever another holder keeps out (SPC-4 5.13.1, the table of service actions); sense data
     /// with a field pointer for what is wrong with the command. Nothing changes then.
     pub fn persistent_reserve_out(
         &self,
@@ -124,7 +124,7 @@ impl Reservations {
         }
     }
 
-    /// REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-6 5.14.7), unregistering included (5.14.11.2.3).
+    /// REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 5.13.7), unregistering included (5.13.11.2.3).
     fn register(&self, request: &Request<'_>) -> Result<Change, Ending> {
         let list = BasicList::parse(&request.command, request.data_out)?;
         let registered = self.registrations.get(request.from).copied();
@@ -206,7 +206,7 @@ impl Reservations {
         Ok(nexuses)
     }
 
-    /// RESERVE (SPC-6 5.14.9).
+    /// RESERVE (SPC-4 5.13.9).
     fn reserve(&self, request: &Request<'_>) -> Result<Change, Ending> {
         self.check_registered(request)?;
         if self.reservation.is_some() && !self.is_holder(request.from) {
@@ -223,7 +223,7 @@ impl Reservations {
         Ok(Change::new(self, next, Effects::default()))
     }
 
-    /// RELEASE (SPC-6 5.14.11.2.2).
+    /// RELEASE (SPC-4 5.13.11.2.2).
     fn release(&self, request: &Request<'_>) -> Result<Change, Ending> {
         self.check_registered(request)?;
         self.checked_list(request)?;
@@ -242,7 +242,7 @@ impl Reservations {
         Ok(Change::new(self, next, effects))
     }
 
-    /// CLEAR (SPC-6 5.14.11.2.7).
+    /// CLEAR (SPC-4 5.13.11.2.7).
     fn clear_registered(&self, request: &Request<'_>) -> Result<Change, Ending> {
         self.check_registered(request)?;
         self.checked_list(request)?;
@@ -265,7 +265,7 @@ impl Reservations {
         Change::new(self, next, Effects { attentions, aborts: Vec::new() })
     }
 
-    /// PREEMPT and PREEMPT AND ABORT (SPC-6 5.14.11.2.4 to 5.14.11.2.6).
+    /// PREEMPT and PREEMPT AND ABORT (SPC-4 5.13.11.2.4 to 5.13.11.2.6).
     fn preempt(&self, request: &Request<'_>) -> Result<Change, Ending> {
         self.check_registered(request)?;
         let list = self.checked_list(request)?;
@@ -292,7 +292,7 @@ impl Reservations {
         Ok(change)
     }
 
-    /// SPC-6 5.14.11.2.4.1, preempting actions: whether the key stands for the reservation itself.
+    /// SPC-4 5.13.11.2.4.1, preempting actions: whether the key stands for the reservation itself.
     fn identifies_holder(&self, held: &Reservation, action_key: u64) -> bool {
         match &held.holder {
             None => action_key == 0,
@@ -301,7 +301,7 @@ impl Reservations {
         }
     }
 
-    /// SPC-6 5.14.11.2.4.3: the preempting nexus keeps its registration, whatever its key.
+    /// SPC-4 5.13.11.2.4.3: the preempting nexus keeps its registration, whatever its key.
     fn replace_reservation(
         &self,
         from: &Nexus,
@@ -325,7 +325,7 @@ impl Reservations {
         Change::new(self, next, effects)
     }
 
-    /// SPC-6 5.14.11.2.5: the preempting nexus too loses its registration if it has the key.
+    /// SPC-4 5.13.11.2.5: the preempting nexus too loses its registration if it has the key.
     fn remove_registrations(&self, from: &Nexus, identified: &[&Nexus]) -> Change {
         let mut next = self.clone();
         for &nexus in identified {
@@ -339,7 +339,7 @@ impl Reservations {
         Change::new(self, next, effects)
     }
 
-    /// REGISTER AND MOVE (SPC-6 5.14.8).
+    /// REGISTER AND MOVE (SPC-4 5.13.8).
     fn register_and_move(&self, request: &Request<'_>) -> Result<Change, Ending> {
         let key = self.check_registered(request)?;
         match &self.reservation {
@@ -380,7 +380,7 @@ impl Reservations {
         Ok(Change::new(self, next, Effects::default()))
     }
 
-    /// REPLACE LOST RESERVATION (SPC-6 5.14.11.3).
+    /// REPLACE LOST RESERVATION (SPC-4 5.13.11.3).
     fn replace_lost(&self, request: &Request<'_>) -> Result<Change, Ending> {
         if !self.lost {
             self.check_registered(request)?;
@@ -421,8 +421,8 @@ impl Reservations {
         }
     }
 
-    /// Releases a reservation whose last holder is registered no more (SPC-6 5.14.10); the others hear of
-    /// it where they had a part in it (5.14.11.2.3).
+    /// Releases a reservation whose last holder is registered no more (SPC-4 5.13.10); the others hear of
+    /// it where they had a part in it (5.13.11.2.3).
     fn release_without_holder(&mut self, from: &Nexus, effects: &mut Effects) {
         let gone = |held: &mut Reservation| match &held.holder {
             Some(holder) => !self.registrations.contains_key(holder),
@@ -436,7 +436,7 @@ impl Reservations {
         }
     }
 
-    /// PRGENERATION goes on (SPC-6 6.15.2).
+    /// PRGENERATION goes on (SPC-4 6.15.2).
     fn count(&mut self) {
         self.generation = self.generation.wrapping_add(1);
     }

@@ -1,5 +1,5 @@
 //! PERSISTENT RESERVE OUT and IN as bytes: CDB and parameter list in, the fields or what is wrong with
-//! them out (SPC-6 6.15 and 6.16). What they come to is decided in `change` and `report`.
+//! them out (SPC-4 6.15 and 6.16). What they come to is decided in `change` and `report`.
 
 use alloc::vec::Vec;
 
@@ -8,7 +8,7 @@ use super::transport_id::{TransportId, TransportIdError};
 use crate::opcodes::opcode;
 use crate::sense::{FieldPointer, Sense};
 
-/// SERVICE ACTION of PERSISTENT RESERVE OUT (SPC-6 6.16.2). The discriminant is the code on the wire.
+/// SERVICE ACTION of PERSISTENT RESERVE OUT (SPC-4 6.16.2). The discriminant is the code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum OutAction {
@@ -102,7 +102,7 @@ impl Out {
     }
 }
 
-/// The basic parameter list (SPC-6 6.16.3).
+/// The basic parameter list (SPC-4 6.16.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BasicList {
     /// RESERVATION KEY.
@@ -165,7 +165,7 @@ impl BasicList {
     }
 }
 
-/// SPC-6 6.16.3, specify initiator ports additional parameter data.
+/// SPC-4 6.16.3, specify initiator ports additional parameter data.
 fn parse_listed(additional: &[u8]) -> Result<Vec<(TransportId, u16)>, Sense> {
     let Some((&length, ids)) = additional.split_first_chunk::<4>() else {
         return Err(Sense::PARAMETER_LIST_LENGTH_ERROR);
@@ -193,7 +193,7 @@ fn misnamed(error: TransportIdError, place: u16) -> Sense {
     }
 }
 
-/// The parameter list of REGISTER AND MOVE (SPC-6 6.16.4).
+/// The parameter list of REGISTER AND MOVE (SPC-4 6.16.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MoveList {
     /// RESERVATION KEY.
@@ -250,7 +250,7 @@ impl MoveList {
     }
 }
 
-/// SERVICE ACTION of PERSISTENT RESERVE IN (SPC-6 6.15.1). The discriminant is the code on the wire.
+/// SERVICE ACTION of PERSISTENT RESERVE IN (SPC-4 6.15.1). The discriminant is the code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum InAction {

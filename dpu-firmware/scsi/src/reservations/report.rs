@@ -1,4 +1,4 @@
-//! PERSISTENT RESERVE IN (SPC-6 6.15): the state as parameter data.
+//! PERSISTENT RESERVE IN (SPC-4 6.15): the state as parameter data.
 
 use super::change::CONFLICT;
 use super::command::{InAction, parse_in};
@@ -51,14 +51,14 @@ impl Reservations {
         writer.patch(4, &length.to_be_bytes());
     }
 
-    /// SPC-6 6.15.2.
+    /// SPC-4 6.15.2.
     fn keys(&self, writer: &mut Writer<'_>) {
         for key in self.registrations.values() {
             writer.put(&key.to_be_bytes());
         }
     }
 
-    /// SPC-6 6.15.3: of an all registrants type the key is zero.
+    /// SPC-4 6.15.3: of an all registrants type the key is zero.
     fn reservation_descriptor(&self, writer: &mut Writer<'_>) {
         let Some(held) = &self.reservation else { return };
         let key = held.holder.as_ref().and_then(|holder| self.registrations.get(holder));
@@ -67,7 +67,7 @@ impl Reservations {
         writer.put(&[held.kind as u8, 0, 0]);
     }
 
-    /// SPC-6 6.15.4.
+    /// SPC-4 6.15.4.
     fn capabilities(&self, writer: &mut Writer<'_>) {
         const LENGTH: u16 = 8;
         let persists = if self.aptpl { PERSISTS } else { 0 };
@@ -81,7 +81,7 @@ impl Reservations {
         writer.zeros(2);
     }
 
-    /// SPC-6 6.15.5. A registration at every target port is as many registrations, so ALL_TG_PT is zero.
+    /// SPC-4 6.15.5. A registration at every target port is as many registrations, so ALL_TG_PT is zero.
     fn full_status(&self, writer: &mut Writer<'_>) {
         const R_HOLDER: u8 = 0x01;
         for registration in self.registrations() {

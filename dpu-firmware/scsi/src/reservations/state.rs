@@ -28,7 +28,7 @@ pub struct TargetPort {
     pub protocol: Protocol,
 }
 
-/// TYPE of a persistent reservation (SPC-6 6.15.3.4). The discriminant is the code on the wire.
+/// TYPE of a persistent reservation (SPC-4 6.15.3.4). The discriminant is the code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ReservationType {
@@ -131,7 +131,7 @@ pub struct Reservations {
     pub(super) aptpl: bool,
     /// Who reserved the unit by RESERVE.
     pub(super) legacy_holder: Option<Nexus>,
-    /// A recoverable lost persistent reservation (SPC-6 5.14.5.3).
+    /// A recoverable lost persistent reservation (SPC-4 5.13.5.3).
     pub(super) lost: bool,
 }
 
@@ -155,7 +155,7 @@ impl Reservations {
         self.registrations.is_empty() && self.legacy_holder.is_none() && !self.lost
     }
 
-    /// PRGENERATION (SPC-6 6.15.2).
+    /// PRGENERATION (SPC-4 6.15.2).
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.generation
@@ -188,7 +188,7 @@ impl Reservations {
         })
     }
 
-    /// Whether the nexus holds the persistent reservation (SPC-6 5.14.10).
+    /// Whether the nexus holds the persistent reservation (SPC-4 5.13.10).
     #[must_use]
     pub fn is_holder(&self, nexus: &Nexus) -> bool {
         match &self.reservation {
@@ -240,7 +240,7 @@ impl Reservations {
     }
 
     /// LOGICAL UNIT RESET, and every reset that includes it: RESERVE ends (SPC-2 5.5.2), persistent
-    /// reservations stay (SPC-6 5.14.1). True: something changed.
+    /// reservations stay (SPC-4 5.13.1). True: something changed.
     pub fn on_logical_unit_reset(&mut self) -> bool {
         self.legacy_holder.take().is_some()
     }
@@ -252,7 +252,7 @@ impl Reservations {
     }
 
     /// The unit lost its power since this state was kept: RESERVE ends, PRGENERATION begins anew, and
-    /// without APTPL nothing is left (SPC-6 5.14.5.1 and 6.15.2). True: something changed.
+    /// without APTPL nothing is left (SPC-4 5.13.5.1 and 6.15.2). True: something changed.
     pub fn on_power_on(&mut self) -> bool {
         let before = core::mem::take(self);
         if before.aptpl {

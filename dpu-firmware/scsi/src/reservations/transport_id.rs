@@ -1,11 +1,11 @@
-//! TransportIDs (SPC-6 7.6.4): the names of initiator ports in parameter lists and records. Any bytes in,
+//! TransportIDs (SPC-4 7.6.4): the names of initiator ports in parameter lists and records. Any bytes in,
 //! a name in its one canonical form or the field that is wrong out.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// PROTOCOL IDENTIFIER (SPC-6 7.6.1) of the transports whose ports are named here. The discriminant is the
+/// PROTOCOL IDENTIFIER (SPC-4 7.6.1) of the transports whose ports are named here. The discriminant is the
 /// code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -39,7 +39,7 @@ pub enum TransportIdError {
 /// Bytes of every TransportID but iSCSI's.
 const PLAIN_BYTES: usize = 24;
 /// ADDITIONAL LENGTH of an iSCSI TransportID: at least this, a multiple of four, at most a name of 223
-/// bytes, `,i,0x`, twelve digits, a NUL and what pads them (SPC-6 7.6.4.6, RFC 7143).
+/// bytes, `,i,0x`, twelve digits, a NUL and what pads them (SPC-4 7.6.4.6, RFC 7143).
 const ISCSI_LENGTH_MIN: u16 = 20;
 const ISCSI_LENGTH_MAX: u16 = 244;
 /// Bytes of an iSCSI name.
@@ -55,7 +55,7 @@ impl TransportId {
     /// The most bytes that one takes.
     pub const BYTES_MAX: usize = 4 + ISCSI_LENGTH_MAX as usize;
 
-    /// An SRP initiator port (SPC-6 7.6.4.5), by its port identifier.
+    /// An SRP initiator port (SPC-4 7.6.4.5), by its port identifier.
     #[must_use]
     pub fn srp(initiator_port: [u8; 16]) -> Self {
         let mut bytes = [0; PLAIN_BYTES];
@@ -64,7 +64,7 @@ impl TransportId {
         Self(Box::new(bytes))
     }
 
-    /// A SAS initiator port (SPC-6 7.6.4.7), by its address.
+    /// A SAS initiator port (SPC-4 7.6.4.7), by its address.
     #[must_use]
     pub fn sas(address: [u8; 8]) -> Self {
         let mut bytes = [0; PLAIN_BYTES];
@@ -157,7 +157,7 @@ fn parse_vscsi(name: &[u8; 16]) -> Result<TransportId, TransportIdError> {
     Ok(TransportId::vscsi(partition, u32::from_be_bytes([u0, u1, u2, u3])))
 }
 
-/// SPC-6 7.6.4.6: a name, NULs to the end.
+/// SPC-4 7.6.4.6: a name, NULs to the end.
 fn parse_iscsi(format: u8, bytes: &[u8]) -> Result<(TransportId, usize), TransportIdError> {
     if format & !ISCSI_PORT != 0 {
         return Err(TransportIdError::Field(0));
