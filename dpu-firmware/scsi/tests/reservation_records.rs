@@ -29,9 +29,10 @@ fn mixed(kind: ReservationType) -> Reservations {
 }
 
 fn record(reservations: Reservations) -> Record {
-    let mut effects = Effects::default();
-    effects.attentions = vec![(nexus(1), PREEMPTED), (nexus(2), RELEASED), (nexus(3), CLEARED)];
-    effects.aborts = vec![nexus(1), at(1, 2)];
+    let effects = Effects {
+        attentions: vec![(nexus(1), PREEMPTED), (nexus(2), RELEASED), (nexus(3), CLEARED)],
+        aborts: vec![nexus(1), at(1, 2)],
+    };
     let operation = Some(Operation { id: [9; 16], effects });
     Record { unit: "5ad3c1f0-disk1".into(), boot_id: [7; 16], operation, reservations }
 }
@@ -152,6 +153,18 @@ fn a_state_that_cannot_be_is_damaged_whatever_its_check_sum() {
 }
 
 #[test]
+fn a_record_that_registers_one_nexus_twice_is_damaged() {
+    let state = Unit::with(&[1, 2]).0;
+    let record = Record { operation: None, ..record(state) };
+    let mut bytes = record.encode();
+    // The last registration is 28 bytes of nexus and 8 of key before the check sum.
+    let last = bytes.len() - 4 - 36;
+    bytes.copy_within(last - 36..last, last);
+    let twice = Record::decode(&sealed(bytes));
+    assert_eq!(twice, Err(RecordError::Damaged("it tells of a state that cannot be")));
+}
+
+#[test]
 fn a_name_too_long_is_cut() {
     let mut long = record(Reservations::default());
     long.unit = "ü".repeat(300);
@@ -254,7 +267,7 @@ fn holders_that_do_not_fit_the_reservation_are_refused() {
 #[test]
 fn pr_state_as_scst_has_it() {
     let mut unit = Unit::held(ReservationType::ExclusiveAccessRegistrantsOnly, &[2, 3]);
-    let text = scst::export_state(&unit.0);
+    let text = scst::export_state(&unit.0).unwrap();
     assert_eq!(
         text,
         "version 1\n\
@@ -270,9 +283,16 @@ fn pr_state_as_scst_has_it() {
 }
 
 #[test]
+fn pr_state_cannot_say_that_information_is_lost() {
+    assert_eq!(scst::export_state(&Reservations::information_lost()), None);
+    let none = scst::export_state(&Reservations::default()).unwrap();
+    assert_eq!(none, "version 1\ngeneration 0\n");
+}
+
+#[test]
 fn pr_state_of_all_registrants_marks_one_holder() {
     let unit = Unit::held(ReservationType::WriteExclusiveAllRegistrants, &[2, 3]);
-    let text = scst::export_state(&unit.0);
+    let text = scst::export_state(&unit.0).unwrap();
     assert_eq!(text.matches(" 1 24 ").count(), 1);
     let imported = scst::import_state(&text).unwrap();
     assert_eq!(imported.reservation(), unit.0.reservation());
@@ -340,7 +360,7 @@ proptest! {
             Some(kind) => Unit::held(kind, &numbers),
             None => Unit::with(&numbers),
         };
-        let imported = scst::import_state(&scst::export_state(&unit.0)).unwrap();
+        let imported = scst::import_state(&scst::export_state(&unit.0).unwrap()).unwrap();
         prop_assert!(imported.registrations().eq(unit.0.registrations()));
         prop_assert_eq!(imported.reservation(), unit.0.reservation());
         prop_assert_eq!(imported.generation(), unit.0.generation());

@@ -9,7 +9,8 @@ use lunar_scsi::reservations::ReservationType::{
     WriteExclusiveRegistrantsOnly,
 };
 use lunar_scsi::reservations::{
-    Access, Nexus, OutAction, REGISTRATIONS_MAX, ReservationType, Reservations, TransportId,
+    Access, AccessTable, Nexus, OutAction, REGISTRATIONS_MAX, ReservationType, Reservations,
+    TransportId,
 };
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
@@ -819,6 +820,25 @@ fn spc_4_7_6_4_forms_of_one_port_are_one_port() {
     assert_eq!(short.0.to_string(), "iscsi iqn.2000-01.org:a,i,0x12ab");
     let device = TransportId::parse(&iscsi(0x05, "iqn.2000-01.org:a", 20)).unwrap();
     assert_eq!(device.0.as_bytes().len(), 24);
+}
+
+#[test]
+fn spc_4_7_6_4_6_the_shortest_name_is_padded_to_the_shortest_length() {
+    let mut bytes = [0; 24];
+    bytes[..5].copy_from_slice(&[0x05, 0, 0, 20, b'a']);
+    let (id, _) = TransportId::parse(&bytes).unwrap();
+    assert_eq!(id.as_bytes(), bytes);
+}
+
+#[test]
+fn an_access_table_names_each_nexus_once_and_only_whom_it_must() {
+    let open = |number| (nexus(number), Access::OPEN);
+    let named = vec![open(3), (nexus(2), Access::NO_WRITES), open(1), (nexus(3), Access::RESERVED)];
+    let table = AccessTable::new(Access::NO_WRITES, named);
+    let found: Vec<_> = table.named().map(|(nexus, access)| (nexus.clone(), access)).collect();
+    assert_eq!(found, [open(1), open(3)]);
+    assert_eq!(table.access(&nexus(2)), Access::NO_WRITES);
+    assert_eq!(table.access(&at(1, 2)), Access::NO_WRITES);
 }
 
 #[test]

@@ -273,13 +273,16 @@ impl Import {
 }
 
 /// Writes the text of `pr_state`, every registrant in it (SCST's own is cut at a page). What it cannot
-/// say is left out: APTPL, and who reserved the unit by RESERVE.
+/// say is left out: APTPL, and who reserved the unit by RESERVE. `None`: the information is lost, and an
+/// empty text would say that there was none.
 #[must_use]
-pub fn export_state(state: &Reservations) -> String {
+pub fn export_state(state: &Reservations) -> Option<String> {
+    if state.is_lost() {
+        return None;
+    }
     let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = write_state(state, &mut text);
-    text
+    write_state(state, &mut text).ok()?;
+    Some(text)
 }
 
 fn write_state(state: &Reservations, text: &mut String) -> fmt::Result {
