@@ -4,7 +4,7 @@
 
 mod reservation_kit;
 
-use lunar_scsi::device_server::Ending;
+use lunar_scsi::device_server::{BlockOperation, Ending, Verdict, begin_cdb};
 use lunar_scsi::opcodes::{COMMANDS, opcode};
 use lunar_scsi::reservations::ReservationType::{
     ExclusiveAccess, ExclusiveAccessAllRegistrants, ExclusiveAccessRegistrantsOnly, WriteExclusive,
@@ -15,6 +15,7 @@ use lunar_scsi::reservations::{
 };
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
+use lunar_scsi::unit::{Identity, LogicalUnit};
 use reservation_kit::{Unit, list, nexus};
 
 const HOLDER: u16 = 1;
@@ -324,6 +325,35 @@ fn every_command_there_is_was_classified() {
         let is_write = class(&cdb) == Class::WRITE;
         assert_eq!(is_write, writes.contains(&row.name), "{}", row.name);
     }
+}
+
+#[test]
+fn what_a_command_comes_to_has_the_class_of_the_command() {
+    let identity = Identity::new("SCST_FIO", "disk1", "380", "5ad3c1f0", "5ad3c1f0-disk1");
+    let unit = LogicalUnit::new(512, 1_000, identity.unwrap()).unwrap();
+    let unit = LogicalUnit { thin: true, ..unit };
+    let mut operations = 0;
+    for row in COMMANDS {
+        let mut cdb = [0; 16];
+        cdb[..2].copy_from_slice(&[row.operation, row.action.unwrap_or(0) as u8]);
+        // A block or a byte, wherever the command has its length.
+        let length = match row.cdb_bytes() {
+            6 => 4,
+            10 => 8,
+            12 => 9,
+            _ => 13,
+        };
+        cdb[length] = 1;
+        if let (_, Verdict::Block(operation)) = begin_cdb(&unit, false, &cdb) {
+            assert_eq!(class(&cdb), Class::of_operation(&operation), "{}", row.name);
+            operations += 1;
+        }
+    }
+    // UNMAP comes to one only when its list is there.
+    assert_eq!(class(&[opcode::UNMAP]), Class::of_operation(&BlockOperation::Unmap { ranges: 1 }));
+    let lba_status = BlockOperation::LbaStatus { lba: 0, allocation: 1 };
+    assert_eq!(class(&[0x9E, 0x12]), Class::of_operation(&lba_status));
+    assert!(operations >= 20, "{operations} commands came to an operation");
 }
 
 #[test]

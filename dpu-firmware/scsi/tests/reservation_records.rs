@@ -71,6 +71,22 @@ fn what_was_written_is_read() {
 }
 
 #[test]
+fn another_boot_of_the_card_is_a_power_on_and_another_start_of_the_agent_is_none() {
+    let volatile = record(Unit::held(ReservationType::WriteExclusive, &[1]).0);
+    let mut same = volatile.clone();
+    assert!(!same.on_boot([7; 16]));
+    assert_eq!(same, volatile);
+    let mut other = volatile;
+    assert!(other.on_boot([8; 16]));
+    assert_eq!((other.boot_id, &other.operation), ([8; 16], &None));
+    assert!(other.reservations.is_empty());
+    let mut persistent = record(mixed(ReservationType::WriteExclusive));
+    assert!(persistent.on_boot([8; 16]));
+    assert_eq!(persistent.reservations.registrations().len(), 5);
+    assert!(persistent.reservations.is_holder(&nexus(2)));
+}
+
+#[test]
 fn a_thousand_registrants_and_as_many_as_there_can_be() {
     let text = |count: usize| {
         let lines = (1..=count).map(|number| {

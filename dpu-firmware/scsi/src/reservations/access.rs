@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use super::Nexus;
-use crate::device_server::Ending;
+use crate::device_server::{BlockOperation, Ending};
 use crate::opcodes::{opcode, service_action};
 use crate::sense::Sense;
 use crate::status::Status;
@@ -78,6 +78,26 @@ impl Class {
     pub const READ: Self = Self(LOST | READ);
     /// WRITE and its like, and every command that is not known here.
     pub const WRITE: Self = Self(LOST | WRITE);
+
+    /// The class of the command that came to this operation: for the check right before the backend gets
+    /// it, when the CDB is not at hand.
+    #[must_use]
+    #[inline]
+    pub const fn of_operation(operation: &BlockOperation) -> Self {
+        match operation {
+            BlockOperation::Read { .. }
+            | BlockOperation::Compare { .. }
+            | BlockOperation::LbaStatus { .. } => Self::READ,
+            BlockOperation::Write { .. }
+            | BlockOperation::Flush { .. }
+            | BlockOperation::CompareAndWrite { .. }
+            | BlockOperation::WriteAndVerify { .. }
+            | BlockOperation::OrWrite { .. }
+            | BlockOperation::WriteSame { .. }
+            | BlockOperation::Unmap { .. } => Self::WRITE,
+        }
+    }
+
     /// READ BUFFER: as READ, but it looks at the device and needs no reservation information.
     const READ_DEVICE: Self = Self(READ);
     /// WRITE BUFFER: as WRITE, but it concerns the device and needs no reservation information.

@@ -97,6 +97,19 @@ const ATTENTIONS: [(u8, UnitAttention); 3] = [
 ];
 
 impl Record {
+    /// The card that enforces the record has this boot id. Another one than before is a power on: what does
+    /// not persist is gone, and so is whoever waited for an answer. True: it was one, so the record has to
+    /// be written and every nexus told.
+    pub fn on_boot(&mut self, boot_id: [u8; 16]) -> bool {
+        if self.boot_id == boot_id {
+            return false;
+        }
+        self.boot_id = boot_id;
+        self.operation = None;
+        self.reservations.on_power_on();
+        true
+    }
+
     /// The bytes of the file. A unit's name longer than 255 bytes is cut, which [`Record::decode`] gives
     /// back as it was cut.
     #[must_use]
