@@ -117,6 +117,7 @@ fn spc_4_6_16_3_all_tg_pt_unregisters_elsewhere_although_it_is_not_registered_he
     assert_eq!(refused, CONFLICT);
     unit.send(&at(1, 1), IGNORE, 0, &list(0, 0, ALL_TG_PT)).unwrap();
     assert!(unit.0.is_empty());
+    assert!(!unit.send(&at(1, 1), IGNORE, 0, &list(0, 0, ALL_TG_PT | APTPL)).unwrap().is_new);
 }
 
 #[test]

@@ -246,7 +246,7 @@ const KNOWN: &[(u8, Option<Class>)] = &[
     (opcode::SERVICE_ACTION_IN_16, None),
     (opcode::START_STOP_UNIT, None),
     (opcode::PREVENT_ALLOW_MEDIUM_REMOVAL, None),
-    // MMC-6 leaves it to SPC: what is read off the disc is as READ, what is about the drive is free.
+    // MMC-6: what is read off the disc is as READ, what is about the drive is free.
     (opcode::READ_TOC, Some(Class::READ)),
     (opcode::READ_DISC_INFORMATION, Some(Class::READ)),
     (opcode::GET_CONFIGURATION, Some(Class::FREE)),

@@ -135,10 +135,15 @@ impl Reservations {
         if registered.is_some() && list.listed.is_some() {
             return Err(SPEC_I_PT_REFUSED.into());
         }
-        if registered.is_none() && list.action_key == 0 && (checks_key || !list.all_target_ports) {
+        if registered.is_none() && list.action_key == 0 && checks_key {
             return Ok(Change::none(self));
         }
         let own = self.own_nexuses(request, &list, checks_key)?;
+        // Nobody to unregister, at no port.
+        let known = |nexus: &Nexus| self.registrations.contains_key(nexus);
+        if list.action_key == 0 && !own.iter().any(known) {
+            return Ok(Change::none(self));
+        }
         let listed = self.listed_nexuses(request, &list)?;
         let mut next = self.clone();
         let mut effects = Effects::default();
