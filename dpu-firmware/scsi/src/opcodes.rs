@@ -15,6 +15,8 @@ pub mod opcode {
     pub const WRITE_6: u8 = 0x0A;
     pub const INQUIRY: u8 = 0x12;
     pub const MODE_SELECT_6: u8 = 0x15;
+    pub const RESERVE_6: u8 = 0x16;
+    pub const RELEASE_6: u8 = 0x17;
     pub const MODE_SENSE_6: u8 = 0x1A;
     pub const START_STOP_UNIT: u8 = 0x1B;
     pub const PREVENT_ALLOW_MEDIUM_REMOVAL: u8 = 0x1E;
@@ -34,7 +36,11 @@ pub mod opcode {
     pub const LOG_SENSE: u8 = 0x4D;
     pub const READ_DISC_INFORMATION: u8 = 0x51;
     pub const MODE_SELECT_10: u8 = 0x55;
+    pub const RESERVE_10: u8 = 0x56;
+    pub const RELEASE_10: u8 = 0x57;
     pub const MODE_SENSE_10: u8 = 0x5A;
+    pub const PERSISTENT_RESERVE_IN: u8 = 0x5E;
+    pub const PERSISTENT_RESERVE_OUT: u8 = 0x5F;
     pub const THIRD_PARTY_COPY_OUT: u8 = 0x83;
     pub const THIRD_PARTY_COPY_IN: u8 = 0x84;
     pub const READ_16: u8 = 0x88;

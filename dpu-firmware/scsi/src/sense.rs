@@ -83,6 +83,9 @@ impl Sense {
     /// 26/00: a parameter list field is wrong.
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Self =
         Self::new(SenseKey::IllegalRequest, 0x26, 0x00);
+    /// 26/04: INVALID RELEASE OF PERSISTENT RESERVATION, of another type than is held; or REPLACE LOST
+    /// RESERVATION where none was lost.
+    pub const INVALID_RELEASE: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x04);
     /// 26/06: EXTENDED COPY names more copy targets than [`crate::extended_copy`] takes.
     pub const TOO_MANY_TARGET_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x06);
     /// 26/07: EXTENDED COPY has a target descriptor of a kind not known here.
@@ -120,6 +123,9 @@ impl Sense {
     /// 27/07: SPACE ALLOCATION FAILED WRITE PROTECT, the backing of a thin unit is full.
     pub const SPACE_ALLOCATION_FAILED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x07);
 
+    /// 44/01: PERSISTENT RESERVATION INFORMATION LOST; only REPLACE LOST RESERVATION ends that.
+    pub const RESERVATION_INFORMATION_LOST: Self = Self::new(SenseKey::DataProtect, 0x44, 0x01);
+
     /// 1D/00: MISCOMPARE DURING VERIFY OPERATION; INFORMATION has the offset in the data-out buffer of
     /// the first byte that differs.
     pub const MISCOMPARE: Self = Self::new(SenseKey::Miscompare, 0x1D, 0x00);
@@ -142,6 +148,10 @@ impl Sense {
     pub const INVALID_INFORMATION_UNIT: Self = Self::new(SenseKey::AbortedCommand, 0x0E, 0x00);
     /// 0E/01: INFORMATION UNIT TOO SHORT.
     pub const INFORMATION_UNIT_TOO_SHORT: Self = Self::new(SenseKey::AbortedCommand, 0x0E, 0x01);
+    /// 55/04: INSUFFICIENT REGISTRATION RESOURCES, more registrations than
+    /// [`crate::reservations::REGISTRATIONS_MAX`].
+    pub const INSUFFICIENT_REGISTRATION_RESOURCES: Self =
+        Self::new(SenseKey::IllegalRequest, 0x55, 0x04);
     /// 55/03: INSUFFICIENT RESOURCES.
     pub const INSUFFICIENT_RESOURCES: Self = Self::new(SenseKey::IllegalRequest, 0x55, 0x03);
 

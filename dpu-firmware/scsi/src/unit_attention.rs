@@ -26,6 +26,12 @@ pub enum UnitAttention {
     MediumMayHaveChanged,
     /// 2F/00 COMMANDS CLEARED BY ANOTHER INITIATOR.
     CommandsClearedByAnotherInitiator,
+    /// 2A/03 RESERVATIONS PREEMPTED: CLEAR removed this I_T nexus's registration.
+    ReservationsPreempted,
+    /// 2A/05 REGISTRATIONS PREEMPTED: PREEMPT removed this I_T nexus's registration.
+    RegistrationsPreempted,
+    /// 2A/04 RESERVATIONS RELEASED: this I_T nexus is registered still, the reservation is gone.
+    ReservationsReleased,
     /// 3F/0E REPORTED LUNS DATA HAS CHANGED.
     ReportedLunsDataChanged,
     /// 3F/03 INQUIRY DATA HAS CHANGED.
@@ -39,7 +45,7 @@ pub enum UnitAttention {
 }
 
 /// In order of reporting; the index is the discriminant and the bit in [`UnitAttentions`].
-const ALL: [UnitAttention; 13] = [
+const ALL: [UnitAttention; 16] = [
     UnitAttention::PowerOnOrReset,
     UnitAttention::PowerOn,
     UnitAttention::DeviceInternalReset,
@@ -48,6 +54,9 @@ const ALL: [UnitAttention; 13] = [
     UnitAttention::NexusLoss,
     UnitAttention::MediumMayHaveChanged,
     UnitAttention::CommandsClearedByAnotherInitiator,
+    UnitAttention::ReservationsPreempted,
+    UnitAttention::RegistrationsPreempted,
+    UnitAttention::ReservationsReleased,
     UnitAttention::ReportedLunsDataChanged,
     UnitAttention::InquiryDataChanged,
     UnitAttention::CapacityDataChanged,
@@ -68,6 +77,9 @@ impl UnitAttention {
             Self::NexusLoss => (0x29, 0x07),
             Self::MediumMayHaveChanged => (0x28, 0x00),
             Self::CommandsClearedByAnotherInitiator => (0x2F, 0x00),
+            Self::ReservationsPreempted => (0x2A, 0x03),
+            Self::RegistrationsPreempted => (0x2A, 0x05),
+            Self::ReservationsReleased => (0x2A, 0x04),
             Self::ReportedLunsDataChanged => (0x3F, 0x0E),
             Self::InquiryDataChanged => (0x3F, 0x03),
             Self::CapacityDataChanged => (0x2A, 0x09),
@@ -83,7 +95,7 @@ impl UnitAttention {
 
     /// The conditions that say nothing new to an initiator that will hear of this one. A reset ends
     /// every command, every nexus' state in the unit and every changed mode parameter; it says
-    /// nothing about LUNs, identity, capacity or paths, so those stay.
+    /// nothing about registrations, LUNs, identity, capacity or paths, so those stay.
     const fn covers(self) -> u32 {
         let reset = Self::PowerOnOrReset.bit()
             | Self::PowerOn.bit()
