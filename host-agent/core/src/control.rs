@@ -74,6 +74,7 @@ impl Core {
                 "{running} operations of the card's older epoch have not ended; the rings stay closed until they have"
             ));
         }
+        self.copies.on_tick(now_ns);
         self.release_parked(now_ns);
     }
 

@@ -255,7 +255,12 @@ impl Core {
 }
 
 fn key(command: &Forwarded, list_identifier: u8) -> ListKey {
-    (command.nexus, command.nexus_generation, list_identifier)
+    ListKey {
+        unit: command.unit,
+        nexus: command.nexus,
+        nexus_generation: command.nexus_generation,
+        identifier: list_identifier,
+    }
 }
 
 /// FORMAT UNIT (SBC-4 5.x): nothing has to be laid out anew, so after its checks it is over, and the

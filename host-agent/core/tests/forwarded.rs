@@ -215,6 +215,23 @@ fn a_copy_goes_piece_by_piece_from_handler_to_handler() {
     assert_eq!(ending(&mut bench, &status, &[]), (2, (5, 0x24, 0)));
 }
 
+/// SPC-6, RECEIVE COPY STATUS (LID1): kept for a vendor specific period of time, and known only to the
+/// nexus and the copy manager that it belongs to.
+#[test]
+fn spc_6_a_status_that_nobody_asks_for_is_given_up_after_a_while() {
+    const STATUS: [u8; 16] = [0x84, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0];
+    for (seconds, is_known) in [(9, true), (10, false)] {
+        let mut bench = bench();
+        let (cdb, list) = copy_list(0, &[(0, 1, 1, 0, 4096)]);
+        assert_eq!(ending(&mut bench, &cdb, &list).1.0, 0x0A, "a copy that failed has a status too");
+        bench.now += seconds * model::SECOND;
+        bench.core.on_tick(bench.now);
+        bench.settle();
+        let known = ending(&mut bench, &STATUS, &[]);
+        assert_eq!(known, if is_known { GOOD } else { (2, (5, 0x24, 0)) }, "after {seconds} s");
+    }
+}
+
 #[test]
 fn a_copy_under_way_tells_its_progress_and_keeps_its_identifier() {
     let mut bench = bench();
