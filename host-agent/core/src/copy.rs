@@ -202,10 +202,7 @@ fn part<'a>(
 #[derive(Clone, Copy, Debug)]
 enum Known {
     Running(OperationId),
-    Over {
-        status: CopyStatus,
-        until_ns: u64,
-    },
+    Over { status: CopyStatus, until_ns: u64 },
 }
 
 /// All copies: their scratch pieces and list identifiers.

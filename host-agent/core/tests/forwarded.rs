@@ -223,7 +223,11 @@ fn spc_6_a_status_that_nobody_asks_for_is_given_up_after_a_while() {
     for (seconds, is_known) in [(9, true), (10, false)] {
         let mut bench = bench();
         let (cdb, list) = copy_list(0, &[(0, 1, 1, 0, 4096)]);
-        assert_eq!(ending(&mut bench, &cdb, &list).1.0, 0x0A, "a copy that failed has a status too");
+        assert_eq!(
+            ending(&mut bench, &cdb, &list).1.0,
+            0x0A,
+            "a copy that failed has a status too"
+        );
         bench.now += seconds * model::SECOND;
         bench.core.on_tick(bench.now);
         bench.settle();
@@ -376,6 +380,52 @@ fn an_ejected_medium_is_gone_until_it_is_loaded_or_another_is_put_in() {
     bench.core.set_configuration(with_drive(8, 200), 0).expect("configuration");
     bench.settle();
     assert_eq!(told_blocks(&bench), 200);
+}
+
+/// SBC-4, START STOP UNIT: a disk whose medium is removable is ejected with all that was written to it.
+#[test]
+fn sbc_4_a_disks_cache_is_flushed_before_its_medium_is_ejected() {
+    const NO_FLUSH: [u8; 6] = [0x1B, 0, 0, 0, 0x06, 0];
+    let removable_disk = || {
+        let mut configuration = configuration(&[UNIT, UNIT + 1]);
+        configuration.units[0].unit.removable = true;
+        configuration.units[0].unit.write_cache = true;
+        configuration
+    };
+    let mut bench = Bench::serving();
+    bench.core.set_configuration(removable_disk(), 0).expect("configuration");
+    bench.settle();
+    let told = bench.sent.iter().rev().find_map(|message| match message {
+        to_card::Message::Configuration(configuration) => Some(&configuration.units),
+        _ => None,
+    });
+    let commands: Vec<u32> = told.expect("sent").iter().map(|unit| unit.host_commands).collect();
+    let removal = host_command::MEDIUM_REMOVAL;
+    assert_eq!((commands[0] & removal, commands[1] & removal), (removal, 0));
+
+    forward(&mut bench, 1, &EJECT, &[]);
+    assert_eq!(bench.executing.first().map(|(_, request, _)| *request), Some(Request::Flush));
+    assert_eq!(told_blocks(&bench), 4096, "not before it is flushed");
+    bench.end(Handler::Done);
+    let (ejected, ..) = completion(&mut bench);
+    assert_eq!((ejected.status, told_blocks(&bench)), (0, 0));
+    assert_eq!(ejected.required_generation.get(), bench.core.configuration_generation());
+    assert_eq!(ending(&mut bench, &LOAD, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 4096);
+
+    // A flush that fails, or somebody who prevents the removal meanwhile: the medium stays.
+    forward(&mut bench, 2, &EJECT, &[]);
+    bench.end(Handler::WriteError { lba: 9 });
+    assert_eq!(completion(&mut bench).0.outcome(), Outcome::MediumWriteError);
+    forward(&mut bench, 3, &EJECT, &[]);
+    forward(&mut bench, 4, &PREVENT, &[]);
+    assert_eq!(completion(&mut bench).0.token.get(), 4);
+    bench.end(Handler::Done);
+    assert_eq!(completion(&mut bench).1, (5, 0x53, 0x02));
+    assert_eq!(told_blocks(&bench), 4096);
+    assert_eq!(ending(&mut bench, &ALLOW, &[]), GOOD);
+    assert_eq!(ending(&mut bench, &NO_FLUSH, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 0);
 }
 
 #[test]

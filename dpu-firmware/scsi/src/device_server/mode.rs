@@ -185,7 +185,7 @@ pub(super) fn write(
             write_protected | if unit.fua { DPOFUA } else { 0 }
         }
         // MMC-6, mode parameter header: reserved.
-        DeviceType::CdDvd => 0,
+        DeviceType::CdDvd | DeviceType::NoDevice => 0,
     };
     let long_lba = sense.long && sense.llbaa && !sense.dbd;
     let descriptor_bytes = match (sense.dbd, long_lba) {
