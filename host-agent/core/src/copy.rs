@@ -287,6 +287,11 @@ impl Copies {
         });
     }
 
+    /// The unit was reset.
+    pub(crate) fn forget_unit(&mut self, unit: u32) {
+        self.lists.retain(|list, known| list.unit != unit || matches!(known, Known::Running(_)));
+    }
+
     /// A life of a nexus is over: nobody can ask any more.
     pub(crate) fn forget_nexus(&mut self, nexus: u32, nexus_generation: u32) {
         self.lists.retain(|list, known| {

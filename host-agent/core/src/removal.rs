@@ -28,6 +28,11 @@ impl Prevents {
         }
     }
 
+    /// The unit was reset.
+    pub(crate) fn forget_unit(&mut self, unit: u32) {
+        self.0.remove(&unit);
+    }
+
     /// The card starts anew, and all nexuses with it.
     pub(crate) fn forget_all(&mut self) {
         self.0.clear();

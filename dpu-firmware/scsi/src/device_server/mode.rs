@@ -243,8 +243,8 @@ fn pages(sense: &ModeSense, unit: &LogicalUnit, writer: &mut Writer<'_>) {
     }
 }
 
-/// What MODE SELECT can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What MODE SELECT can change; the defaults are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModeParameters {
     /// SWP.
     pub software_write_protect: bool,
