@@ -531,7 +531,7 @@ fn spc_6_mode_parameters_and_an_open_tray_outlive_the_agent() {
         descriptor_sense: true,
         ..UnitState::default()
     };
-    bench.unit_states = vec![kept.clone(), UnitState { unit: 99, ..kept }];
+    bench.unit_states = vec![kept, UnitState { unit: 99, ..kept }];
     bench.restart_agent(2);
     for ring in 0..model::RINGS {
         bench.reconcile(ring, 1, &[]);
