@@ -61,5 +61,13 @@ logout "$host"
 # seconds; what comes out is not to hang on how fast the guest is.
 suite all 'ALL.[!E]*' $least "$first"
 suite extended-copy ALL.ExtendedCopy $least_extended_copy "$first"
+# What needs a medium that can be taken out, which the disk has from now on. One after the other, because a medium
+# that comes back is a unit attention, which the suite takes when it starts.
+disk_attributes="$disk_attributes
+		removable 1"
+reconfigured
+suite prevent-allow ALL.PreventAllow.Simple 1 "$first"
+suite start-stop 'ALL.StartStopUnit.[!S]*' 2 "$first"
+suite no-media ALL.NoMedia 1 "$first"
 logout "$first_host"
 target_stop
