@@ -109,7 +109,8 @@ pub struct LogicalUnit {
     pub backend: Backend,
     /// A power of two, 512 to 65536.
     pub block_bytes: u32,
-    /// At least 1; `blocks * block_bytes` is at most 2^63.
+    /// At least 1, but for a removable unit without a medium and one without a device;
+    /// `blocks * block_bytes` is at most 2^63.
     pub blocks: u64,
     pub read_only: bool,
     pub write_cache: bool,
@@ -140,9 +141,11 @@ pub struct LogicalUnit {
     pub descriptor_sense: bool,
     /// Bits as in the message; unknown ones are kept.
     pub host_commands: u32,
-    /// 0 or 5.
+    /// 0, 5 or 31.
     pub device_type: u8,
     pub medium: u32,
+    /// Printable ASCII, at most 20 bytes.
+    pub vendor_specific: String,
 }
 
 impl TryFrom<&control::LogicalUnit> for LogicalUnit {
@@ -179,16 +182,17 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
         )?;
         let capacity_fits =
             from.blocks.checked_mul(u64::from(block_bytes)).is_some_and(|bytes| bytes <= 1 << 63);
-        let has_medium = from.blocks != 0 || from.removable;
+        const NO_DEVICE: u32 = 31;
+        let has_medium = from.blocks != 0 || from.removable || from.device_type == NO_DEVICE;
         about.require(has_medium && capacity_fits, || {
             format!("{} blocks of {block_bytes} bytes; 1 byte to 2^63 is possible", from.blocks)
         })?;
         let device_type = u8::try_from(from.device_type)
             .ok()
-            .filter(|kind| matches!(kind, 0 | 5))
+            .filter(|kind| matches!(kind, 0 | 5 | 31))
             .ok_or_else(|| {
                 let value = from.device_type;
-                about.refuse(format!("device_type is {value}; 0 or 5 is possible"))
+                about.refuse(format!("device_type is {value}; 0, 5 or 31 is possible"))
             })?;
         let physical_blocks_exponent = u8::try_from(from.physical_blocks_exponent)
             .ok()
@@ -206,6 +210,7 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
         };
         about.ascii("serial", &from.serial, 64)?;
         about.ascii("t10_id", &from.t10_id, 64)?;
+        about.ascii("vendor_specific", &from.vendor_specific, 20)?;
         let naa = match from.naa.len() {
             0 => None,
             8 => from.naa.as_slice().try_into().ok().map(Naa::Short),
@@ -250,6 +255,7 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             host_commands: from.host_commands,
             device_type,
             medium: from.medium,
+            vendor_specific: from.vendor_specific.clone(),
         })
     }
 }

@@ -106,6 +106,100 @@ fn sixteen(opcode: u8, transfer: Transfer) -> [u8; 16] {
     cdb
 }
 
+/// What VERIFY compares the medium with (SBC-4, BYTCHK). The discriminant is the code on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ByteCheck {
+    /// Nothing: it must be readable.
+    Nothing = 0b00,
+    /// As many blocks of data-out.
+    Blocks = 0b01,
+    /// One block of data-out, again and again.
+    OneBlock = 0b11,
+}
+
+/// VERIFY (10), SBC-4 5.33. Cut as in [`read10`].
+#[must_use]
+pub fn verify10(transfer: Transfer, check: ByteCheck) -> [u8; 10] {
+    let mut cdb = ten(0x2f, transfer);
+    cdb[1] |= (check as u8) << 1;
+    cdb
+}
+
+/// VERIFY (16), SBC-4 5.35.
+#[must_use]
+pub fn verify16(transfer: Transfer, check: ByteCheck) -> [u8; 16] {
+    let mut cdb = sixteen(0x8f, transfer);
+    cdb[1] |= (check as u8) << 1;
+    cdb
+}
+
+/// WRITE AND VERIFY (10), SBC-4 5.44, with BYTCHK 00b. Cut as in [`read10`].
+#[must_use]
+pub fn write_and_verify10(transfer: Transfer) -> [u8; 10] {
+    ten(0x2e, transfer)
+}
+
+/// WRITE AND VERIFY (16), SBC-4 5.46, with BYTCHK 00b.
+#[must_use]
+pub fn write_and_verify16(transfer: Transfer) -> [u8; 16] {
+    sixteen(0x8e, transfer)
+}
+
+/// COMPARE AND WRITE, SBC-4 5.3. The length is cut to 8 bits.
+#[must_use]
+pub fn compare_and_write(transfer: Transfer) -> [u8; 16] {
+    let mut cdb = sixteen(0x89, Transfer { blocks: 0, ..transfer });
+    cdb[13] = transfer.blocks as u8;
+    cdb
+}
+
+/// ORWRITE (16), SBC-4 5.10.
+#[must_use]
+pub fn orwrite16(transfer: Transfer) -> [u8; 16] {
+    sixteen(0x8b, transfer)
+}
+
+/// WRITE SAME (10), SBC-4 5.52. Cut as in [`read10`].
+#[must_use]
+pub fn write_same10(lba: u32, blocks: u16, unmap: bool) -> [u8; 10] {
+    let mut cdb = ten(0x41, Transfer::new(lba.into(), blocks.into()));
+    cdb[1] = u8::from(unmap) << 3;
+    cdb
+}
+
+/// WRITE SAME (16), SBC-4 5.53. `no_data`: NDOB, zeros are written and no data is sent.
+#[must_use]
+pub fn write_same16(lba: u64, blocks: u32, unmap: bool, no_data: bool) -> [u8; 16] {
+    let mut cdb = sixteen(0x93, Transfer::new(lba, blocks));
+    cdb[1] = u8::from(unmap) << 3 | u8::from(no_data);
+    cdb
+}
+
+/// UNMAP, SBC-4 5.32, with this PARAMETER LIST LENGTH.
+#[must_use]
+pub fn unmap(list_bytes: u16) -> [u8; 10] {
+    let mut cdb = ten(0x42, Transfer::default());
+    cdb[7..9].copy_from_slice(&list_bytes.to_be_bytes());
+    cdb
+}
+
+/// UNMAP's parameter list, SBC-4 5.32.2, of the ranges (first block, blocks). Gives its bytes, which `out`
+/// has to have: 8, and 16 for each range.
+pub fn unmap_list(ranges: &[(u64, u32)], out: &mut [u8]) -> usize {
+    let bytes = 8 + 16 * ranges.len();
+    let (header, descriptors) = out[..bytes].split_at_mut(8);
+    header.fill(0);
+    header[..2].copy_from_slice(&((bytes - 2) as u16).to_be_bytes());
+    header[2..4].copy_from_slice(&((bytes - 8) as u16).to_be_bytes());
+    for ((lba, blocks), descriptor) in ranges.iter().zip(descriptors.chunks_exact_mut(16)) {
+        descriptor[..8].copy_from_slice(&lba.to_be_bytes());
+        descriptor[8..12].copy_from_slice(&blocks.to_be_bytes());
+        descriptor[12..].fill(0);
+    }
+    bytes
+}
+
 /// SYNCHRONIZE CACHE (10), SBC-4 5.31. 0 blocks mean to the end.
 #[must_use]
 pub fn synchronize_cache10(lba: u32, blocks: u16, immediate: bool) -> [u8; 10] {
@@ -216,6 +310,18 @@ mod tests {
         assert_eq!(write10(Transfer::new(1, 2)), [0x2a, 0, 0, 0, 0, 1, 0, 0, 2, 0]);
         assert_eq!(read12(transfer), [0xa8, 0x18, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0]);
         assert_eq!(write16(transfer), [0x8a, 0x18, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0],);
+        assert_eq!(verify10(transfer, ByteCheck::Blocks)[..2], [0x2f, 0x1a]);
+        assert_eq!(verify16(Transfer::new(1, 2), ByteCheck::OneBlock)[..2], [0x8f, 0x06]);
+        assert_eq!(write_and_verify10(transfer)[..6], [0x2e, 0x18, 1, 2, 3, 4]);
+        let swap = compare_and_write(transfer);
+        assert_eq!(swap, [0x89, 0x18, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 6, 0, 0]);
+        assert_eq!(write_same10(1, 2, true), [0x41, 8, 0, 0, 0, 1, 0, 0, 2, 0]);
+        assert_eq!(write_same16(1, 2, false, true)[..2], [0x93, 1]);
+        assert_eq!(unmap(40), [0x42, 0, 0, 0, 0, 0, 0, 0, 40, 0]);
+        let mut list = [0xee; 24];
+        assert_eq!(unmap_list(&[(5, 6)], &mut list), 24);
+        assert_eq!(list[..16], [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
+        assert_eq!(list[16..], [0, 0, 0, 6, 0, 0, 0, 0]);
         assert_eq!(synchronize_cache10(9, 3, true), [0x35, 2, 0, 0, 0, 9, 0, 0, 3, 0]);
         assert_eq!(inquiry(Some(0x83), 0x1ff), [0x12, 1, 0x83, 1, 0xff, 0]);
         assert_eq!(inquiry(None, 36), [0x12, 0, 0, 0, 36, 0]);

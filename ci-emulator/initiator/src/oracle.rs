@@ -15,7 +15,12 @@
 //!   not `x` is superseded: a block does not flip back.
 //!
 //! Contents are made from (LUN, LBA, version), so a block says what it is, and data that went to the
-//! wrong place or was mixed of two writes is recognised as such.
+//! wrong place or was mixed of two writes is recognised as such. A write may also leave zeros, or the
+//! content of its first block in all of them ([`Filling`]); where several versions look the same, seeing
+//! them proves only that one of them is there.
+//!
+//! A comparison is a read whose data the initiator names beforehand: GOOD says that it was there
+//! ([`ModelDisk::end_read`]), a miscompare that something else was ([`ModelDisk::end_miscompare`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -126,6 +131,17 @@ pub enum Initial {
     Unknown,
 }
 
+/// What a write leaves in its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filling {
+    /// In each its own content: WRITE.
+    Own,
+    /// In all of them the content of the first: WRITE SAME.
+    Same,
+    /// Zeros: WRITE SAME without data, UNMAP.
+    Zeros,
+}
+
 /// How a write ended, as the initiator knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEnd {
@@ -171,6 +187,14 @@ pub struct Read {
     begin: u64,
 }
 
+impl Read {
+    /// Number of blocks.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+}
+
 /// A read that cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
@@ -208,6 +232,8 @@ impl std::error::Error for Mismatch {}
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     version: Version,
+    /// What the block holds then; `None` for what was there at first.
+    content: Option<Content>,
     /// When its write ended, in whatever way; `None` while it runs.
     ended: Option<u64>,
     /// From when on it cannot be read any more; kept for reads that began before.
@@ -215,7 +241,7 @@ struct Candidate {
 }
 
 const INITIAL: Candidate =
-    Candidate { version: Version::INITIAL, ended: Some(0), superseded: None };
+    Candidate { version: Version::INITIAL, content: None, ended: Some(0), superseded: None };
 
 /// The model of one logical unit. Memory grows with the blocks that were written, not with the disk.
 #[derive(Clone, Debug)]
@@ -253,17 +279,28 @@ impl ModelDisk {
 
     /// A write of `blocks` blocks from `lba` is about to be submitted.
     pub fn begin_write(&mut self, lba: u64, blocks: u32) -> Write {
+        self.begin_filling(lba, blocks, Filling::Own)
+    }
+
+    /// As [`Self::begin_write`], of a write that leaves what `filling` says.
+    pub fn begin_filling(&mut self, lba: u64, blocks: u32, filling: Filling) -> Write {
         self.versions += 1;
         let version = Version(self.versions);
         let begin = self.tick();
         for block in lba..lba + u64::from(blocks) {
-            let candidate = Candidate { version, ended: None, superseded: None };
+            let content = match filling {
+                Filling::Own => Content::Block { lun: self.lun, lba: block, version },
+                Filling::Same => Content::Block { lun: self.lun, lba, version },
+                Filling::Zeros => Content::Zeros,
+            };
+            let content = Some(content);
+            let candidate = Candidate { version, content, ended: None, superseded: None };
             self.written.entry(block).or_insert_with(|| vec![INITIAL]).push(candidate);
         }
         Write { lba, blocks, version, begin }
     }
 
-    /// Fills `data` with what `write` writes.
+    /// Fills `data` with what `write` writes: all of its blocks, or the one that a WRITE SAME sends.
     pub fn fill(&self, write: &Write, data: &mut [u8]) {
         for (lba, block) in (write.lba..).zip(data.chunks_mut(self.block_bytes)) {
             fill_block(self.lun, lba, write.version, block);
@@ -318,6 +355,44 @@ impl ModelDisk {
         Ok(())
     }
 
+    /// Fills `data` with what the blocks from `lba` on probably hold: the newest content of each. For a
+    /// comparison.
+    pub fn guess(&self, lba: u64, data: &mut [u8]) {
+        for (lba, block) in (lba..).zip(data.chunks_mut(self.block_bytes)) {
+            let candidates = self.written.get(&lba).map_or(&[][..], Vec::as_slice);
+            let newest = candidates.iter().rev().find(|candidate| candidate.superseded.is_none());
+            let content = newest.and_then(|candidate| candidate.content);
+            match content.or_else(|| self.initial.content(self.lun, lba)) {
+                Some(Content::Block { lun, lba, version }) => fill_block(lun, lba, version, block),
+                _ => block.fill(0),
+            }
+        }
+    }
+
+    /// A comparison ended with a difference to `data`.
+    ///
+    /// # Errors
+    /// No difference was possible: the first block, with the content that it certainly had.
+    pub fn end_miscompare(&mut self, read: Read, data: &[u8]) -> Result<(), Mismatch> {
+        self.reads.remove(&read.begin);
+        let differs = |lba: u64, block: &[u8]| {
+            let found = identify(block);
+            let Some(candidates) = self.written.get(&lba) else {
+                return !self.initial.matches(self.lun, lba, found);
+            };
+            let mut possible =
+                candidates.iter().filter(|candidate| candidate.is_possible(read.begin));
+            possible.any(|candidate| !candidate.matches(self.initial, self.lun, lba, found))
+        };
+        let mut blocks = (read.lba..).zip(data.chunks_exact(self.block_bytes));
+        if blocks.by_ref().take(read.blocks as usize).any(|(lba, block)| differs(lba, block)) {
+            return Ok(());
+        }
+        let first = data.get(..self.block_bytes).unwrap_or(data);
+        let allowed = self.candidates(read.lba);
+        Err(Mismatch { lun: self.lun, lba: read.lba, found: identify(first), allowed })
+    }
+
     fn judge(
         &mut self,
         lba: u64,
@@ -334,23 +409,17 @@ impl ModelDisk {
             let (lun, allowed) = (self.lun, vec![Version::INITIAL]);
             return Err(Mismatch { lun, lba, found, allowed });
         };
-        let possible = |candidate: &&Candidate| candidate.superseded.is_none_or(|at| at > begin);
-        let seen =
-            candidates.iter().filter(possible).map(|candidate| candidate.version).find(|version| {
-                match *version {
-                    Version::INITIAL => self.initial.matches(self.lun, lba, found),
-                    version => found == Content::Block { lun: self.lun, lba, version },
-                }
-            });
-        let Some(seen) = seen else {
-            let allowed =
-                candidates.iter().filter(possible).map(|candidate| candidate.version).collect();
-            return Err(Mismatch { lun: self.lun, lba, found, allowed });
+        let (lun, initial) = (self.lun, self.initial);
+        let matches = |candidate: &Candidate| candidate.matches(initial, lun, lba, found);
+        let possible = || candidates.iter().filter(|candidate| candidate.is_possible(begin));
+        let Some(seen) = possible().find(|candidate| matches(candidate)) else {
+            let allowed = possible().map(|candidate| candidate.version).collect();
+            return Err(Mismatch { lun, lba, found, allowed });
         };
         // What cannot be told from other versions proves nothing.
-        if seen != Version::INITIAL || self.initial != Initial::Unknown {
+        if seen.version != Version::INITIAL || initial != Initial::Unknown {
             for candidate in candidates.iter_mut() {
-                if candidate.version != seen && candidate.ended_before(begin) {
+                if !matches(candidate) && candidate.ended_before(begin) {
                     candidate.superseded.get_or_insert(moment);
                 }
             }
@@ -389,6 +458,15 @@ impl ModelDisk {
 }
 
 impl Candidate {
+    /// Whether a read that began at `begin` and runs may see it.
+    fn is_possible(&self, begin: u64) -> bool {
+        self.superseded.is_none_or(|at| at > begin)
+    }
+
+    fn matches(&self, initial: Initial, lun: u16, lba: u64, found: Content) -> bool {
+        self.content.map_or_else(|| initial.matches(lun, lba, found), |content| content == found)
+    }
+
     fn ended_before(&self, moment: u64) -> bool {
         self.ended.is_some_and(|ended| ended < moment)
     }
@@ -400,6 +478,15 @@ fn forget(candidates: &mut Vec<Candidate>, oldest_read: u64) {
 }
 
 impl Initial {
+    /// What a block holds at first, if that is known.
+    fn content(self, lun: u16, lba: u64) -> Option<Content> {
+        match self {
+            Self::Zeros => Some(Content::Zeros),
+            Self::Generated => Some(Content::Block { lun, lba, version: Version::INITIAL }),
+            Self::Unknown => None,
+        }
+    }
+
     fn matches(self, lun: u16, lba: u64, found: Content) -> bool {
         match self {
             Self::Zeros => found == Content::Zeros,
@@ -539,6 +626,55 @@ mod tests {
         written(&mut unknown, WriteEnd::Done);
         let begun = unknown.begin_read(LBA, 1);
         assert!(unknown.end_read(begun, &[0x5a; BYTES]).is_err());
+    }
+
+    #[test]
+    fn a_write_same_leaves_its_first_block_or_zeros_in_all() {
+        let mut disk = disk();
+        let same = disk.begin_filling(LBA - 1, 2, Filling::Same);
+        let mut block = vec![0; BYTES];
+        disk.fill(&same, &mut block);
+        disk.end_write(same, WriteEnd::Done);
+        let begun = disk.begin_read(LBA, 1);
+        assert_eq!(disk.end_read(begun, &block), Ok(()));
+        let mut guess = vec![0xee; BYTES];
+        disk.guess(LBA, &mut guess);
+        assert_eq!(guess, block);
+        let unmapped = disk.begin_filling(LBA, 1, Filling::Zeros);
+        disk.end_write(unmapped, WriteEnd::Done);
+        assert_eq!(read(&mut disk, Version::INITIAL), Ok(()), "zeros are zeros");
+        let begun = disk.begin_read(LBA, 1);
+        assert!(disk.end_read(begun, &block).is_err());
+    }
+
+    #[test]
+    fn zeros_of_two_writes_prove_only_that_one_of_them_was() {
+        let mut disk = disk();
+        let own = disk.begin_write(LBA, 1);
+        let zeros = [Filling::Zeros; 2].map(|filling| disk.begin_filling(LBA, 1, filling));
+        let version = own.version();
+        for write in zeros.into_iter().chain([own]) {
+            disk.end_write(write, WriteEnd::Done);
+        }
+        assert_eq!(read(&mut disk, Version::INITIAL), Ok(()));
+        assert_eq!(disk.candidates(LBA).len(), 2, "either of the two");
+        assert!(read(&mut disk, version).is_err(), "a block does not flip back");
+    }
+
+    #[test]
+    fn a_miscompare_needs_something_else_to_have_been_there() {
+        let mut disk = disk();
+        let version = written(&mut disk, WriteEnd::Done);
+        let compare = disk.begin_read(LBA, 1);
+        assert!(disk.end_miscompare(compare, &content(version)).is_err());
+        let compare = disk.begin_read(LBA, 1);
+        assert_eq!(disk.end_miscompare(compare, &content(Version::INITIAL)), Ok(()));
+        // A write beside it may have come before or after.
+        let compare = disk.begin_read(LBA, 1);
+        let newer = written(&mut disk, WriteEnd::Done);
+        assert_eq!(disk.end_miscompare(compare, &content(version)), Ok(()));
+        let compare = disk.begin_read(LBA, 1);
+        assert!(disk.end_miscompare(compare, &content(newer)).is_err());
     }
 
     #[test]

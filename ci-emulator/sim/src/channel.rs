@@ -19,8 +19,15 @@ pub const QUEUE_DEPTH: u32 = 18;
 pub enum Purpose {
     /// A read of a unit that stores.
     Read(Read, u32),
-    /// A write to one.
+    /// A write to one, WRITE SAME and UNMAP included.
     Write(Write),
+    /// VERIFY with this many bytes of data, which are compared with the blocks; again and again when they
+    /// are fewer.
+    Compare(Read, u32),
+    /// COMPARE AND WRITE: so many bytes are compared, as many behind them written.
+    CompareAndWrite(Read, Write, u32),
+    /// A write that changes nothing if nobody writes in its middle: ORWRITE of zeros.
+    OrZeros,
     /// Neither; whether it may be answered while a unit attention is pending.
     Other {
         /// INQUIRY, REPORT LUNS, REQUEST SENSE (SAM-6 5.14).

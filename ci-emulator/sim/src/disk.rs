@@ -2,6 +2,7 @@
 //! that lands on it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,7 +49,9 @@ pub struct Witnessed {
     unit: u32,
     medium: Medium,
     landings: Landings,
-    writes: BTreeMap<RequestId, (u64, u32)>,
+    /// First block and number of blocks of the requests that change the medium, and whether each leaves in
+    /// its blocks what says which they are.
+    changes: BTreeMap<RequestId, (u64, u64, bool)>,
 }
 
 impl Witnessed {
@@ -62,14 +65,18 @@ impl Witnessed {
             unit,
             medium: medium.clone(),
             landings: landings.clone(),
-            writes: BTreeMap::new(),
+            changes: BTreeMap::new(),
         }
     }
 
-    fn witness(&self, lba: u64, blocks: u32) {
+    /// `others`: what else changed since the last look, in blocks that say nothing of themselves.
+    fn witness(&self, lba: u64, blocks: u64, others: &[Range<u64>]) {
         let mut block = [0; BLOCK_BYTES as usize];
         // First and last: what is between came in the same copy.
-        for at in [lba, lba + u64::from(blocks.max(1)) - 1] {
+        for at in [lba, lba + blocks.max(1) - 1] {
+            if others.iter().any(|other| other.contains(&at)) {
+                continue;
+            }
             let offset = usize::try_from(at).unwrap_or(0) * block.len();
             if self.medium.peek(offset, &mut block) {
                 let content = identify(&block);
@@ -85,8 +92,16 @@ impl BlockDevice for Witnessed {
     }
 
     fn submit(&mut self, id: RequestId, request: Request, data: Option<HostBuffer>) {
-        if let Request::Write { lba, blocks, .. } = request {
-            self.writes.insert(id, (lba, blocks));
+        // ORWRITE changes nothing here: what the runs send with it is zeros.
+        let says_itself = match request {
+            Request::Write { .. }
+            | Request::WriteAndVerify { .. }
+            | Request::CompareAndWrite { .. } => Some(true),
+            Request::WriteSame { .. } | Request::Unmap { .. } => Some(false),
+            _ => None,
+        };
+        if let (Some(says_itself), Some((lba, blocks))) = (says_itself, request.range()) {
+            self.changes.insert(id, (lba, blocks, says_itself));
         }
         self.disk.submit(id, request, data);
     }
@@ -98,12 +113,15 @@ impl BlockDevice for Witnessed {
     fn poll(&mut self, ended: &mut Vec<Ended>) {
         let first = ended.len();
         self.disk.poll(ended);
+        let mut done = Vec::new();
         for (id, outcome) in &ended[first..] {
-            if let Some((lba, blocks)) = self.writes.remove(id)
-                && *outcome == Outcome::Done
-            {
-                self.witness(lba, blocks);
-            }
+            let change = self.changes.remove(id).filter(|_| *outcome == Outcome::Done);
+            done.extend(change);
+        }
+        let silent = done.iter().filter(|(_, _, says_itself)| !says_itself);
+        let silent: Vec<Range<u64>> = silent.map(|(lba, blocks, _)| *lba..lba + blocks).collect();
+        for (lba, blocks, _) in done.into_iter().filter(|(_, _, says_itself)| *says_itself) {
+            self.witness(lba, blocks, &silent);
         }
     }
 

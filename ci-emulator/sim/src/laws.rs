@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use lunar_initiator::oracle::{Content, Initial, ModelDisk, Read, Version, Write, WriteEnd};
+use lunar_initiator::oracle::{
+    Content, Filling, Initial, ModelDisk, Read, Version, Write, WriteEnd,
+};
 
 use crate::disk::{BLOCK_BYTES, Landing};
 use crate::units::UNITS;
@@ -116,18 +118,20 @@ impl Laws {
         }
     }
 
-    /// A write is about to be sent; fills `data` with its content.
+    /// A write is about to be sent; fills `data` with its content, unless it leaves zeros.
     pub fn begin_write(
         &mut self,
         nexus: usize,
         lun: usize,
-        lba: u64,
-        blocks: u32,
+        (lba, blocks): (u64, u32),
+        filling: Filling,
         data: &mut [u8],
     ) -> Write {
         let model = &mut self.models[lun];
-        let write = model.begin_write(lba, blocks);
-        model.fill(&write, data);
+        let write = model.begin_filling(lba, blocks, filling);
+        if filling != Filling::Zeros {
+            model.fill(&write, data);
+        }
         self.running.insert((UNITS[lun].unit, write.version()), Running { lun, nexus });
         write
     }
@@ -143,6 +147,22 @@ impl Laws {
     /// A read is about to be sent.
     pub fn begin_read(&mut self, lun: usize, lba: u64, blocks: u32) -> Read {
         self.models[lun].begin_read(lba, blocks)
+    }
+
+    /// Fills `data` with what the blocks from `lba` on probably hold.
+    pub fn guess(&self, lun: usize, lba: u64, data: &mut [u8]) {
+        self.models[lun].guess(lba, data);
+    }
+
+    /// A comparison with `data` found a difference.
+    ///
+    /// # Errors
+    /// There was none.
+    pub fn end_miscompare(&mut self, lun: usize, read: Read, data: &[u8]) -> Result<(), Broken> {
+        self.models[lun].end_miscompare(read, data).map_err(|mismatch| {
+            let text = format!("MISCOMPARE where nothing differed: {mismatch}");
+            Broken { law: Law::ReadData, text }
+        })
     }
 
     /// A read ended without data.

@@ -1,6 +1,7 @@
 //! What the initiators send.
 
-use lunar_initiator::oracle::WriteEnd;
+use lunar_initiator::cdbs::{ByteCheck, Transfer};
+use lunar_initiator::oracle::{Filling, WriteEnd};
 use lunar_initiator::{Command, Data, Shape, Tag, cdbs};
 use lunar_scsi::lun;
 use lunar_scsi::task_set::{TaskAttribute, TaskManagementFunction};
@@ -82,7 +83,9 @@ impl World {
         };
         match self.random.below(100) {
             0..=42 => self.send_transfer(number, lun, false),
-            43..=87 => self.send_transfer(number, lun, true),
+            43..=72 => self.send_transfer(number, lun, true),
+            73..=87 if UNITS[lun].stores => self.send_medium_command(number, lun),
+            73..=87 => self.send_transfer(number, lun, true),
             _ => self.send_other(number, lun),
         }
     }
@@ -131,7 +134,10 @@ impl World {
         // Before the command is sent, because immediate data goes with it.
         let memory = self.channels[number].initiator.data_mut(range);
         let purpose = match (stores, is_write) {
-            (true, true) => Purpose::Write(self.laws.begin_write(nexus, lun, lba, blocks, memory)),
+            (true, true) => {
+                let range = (lba, blocks);
+                Purpose::Write(self.laws.begin_write(nexus, lun, range, Filling::Own, memory))
+            }
             (true, false) => {
                 memory.fill(0xee);
                 Purpose::Read(self.laws.begin_read(lun, lba, blocks), bytes)
@@ -142,13 +148,7 @@ impl World {
         };
         let Some(tag) = self.submit(number, lun, &cdb, data) else {
             self.channels[number].give_place(Some(place));
-            return match purpose {
-                Purpose::Read(read, _) => self.laws.abandon_read(lun, read),
-                Purpose::Write(write) => {
-                    self.laws.end_write(lun, write, WriteEnd::Refused, "it was never sent");
-                }
-                _ => {}
-            };
+            return self.never_sent(lun, purpose);
         };
         self.journal.note(
             if is_write { "write: channel, tag, LBA" } else { "read: channel, tag, LBA" },
@@ -177,6 +177,128 @@ impl World {
             (_, true) => cdbs::write10(transfer).into(),
             (_, false) => cdbs::read10(transfer).into(),
         }
+    }
+
+    /// What a command was to be, that could not be sent.
+    fn never_sent(&mut self, lun: usize, purpose: Purpose) {
+        match purpose {
+            Purpose::Read(read, _) | Purpose::Compare(read, _) => self.laws.abandon_read(lun, read),
+            Purpose::Write(write) => {
+                self.laws.end_write(lun, write, WriteEnd::Refused, "it was never sent");
+            }
+            Purpose::CompareAndWrite(read, write, _) => {
+                self.laws.abandon_read(lun, read);
+                self.laws.end_write(lun, write, WriteEnd::Refused, "it was never sent");
+            }
+            Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
+        }
+    }
+
+    /// One of the commands about the medium besides READ and WRITE.
+    fn send_medium_command(&mut self, number: usize, lun: usize) {
+        let kind = self.random.below(11);
+        let blocks = match (kind, self.random.below(4)) {
+            // Few, so that a comparison has a chance.
+            (0..=2, _) => self.random.between(1, 4),
+            (_, 0) => self.random.between(9, 200),
+            _ => self.random.between(1, 8),
+        };
+        let hot = if self.random.chance(2, 3) { 64 } else { BLOCKS };
+        let lba = self.random.below(hot).min(BLOCKS - blocks);
+        let blocks = u32::try_from(blocks).unwrap_or(1);
+        let bytes = blocks * BLOCK_BYTES;
+        let differs = self.random.chance(1, 4);
+        let fua = self.random.chance(1, 8);
+        let long = self.random.chance(1, 2);
+        let unmap = self.random.chance(1, 2);
+        let Some(place) = self.channels[number].take_place() else { return };
+        let nexus = self.channels[number].nexus;
+        let range = (lba, blocks);
+        let transfer = Transfer { fua, ..Transfer::new(lba, blocks) };
+        let short = u32::try_from(lba).unwrap_or(0);
+        let memory = |bytes: u32| place..place + bytes as usize;
+        let initiator = &mut self.channels[number].initiator;
+        let (cdb, sent_bytes, purpose): (Cdb, u32, Purpose) = match kind {
+            0..=1 => {
+                let memory = initiator.data_mut(memory(2 * bytes));
+                let (expected, new) = memory.split_at_mut(bytes as usize);
+                self.laws.guess(lun, lba, expected);
+                expected[0] ^= u8::from(differs);
+                let read = self.laws.begin_read(lun, lba, blocks);
+                let write = self.laws.begin_write(nexus, lun, range, Filling::Own, new);
+                let purpose = Purpose::CompareAndWrite(read, write, bytes);
+                (cdbs::compare_and_write(transfer).into(), 2 * bytes, purpose)
+            }
+            2..=3 => {
+                let memory = initiator.data_mut(memory(bytes));
+                self.laws.guess(lun, lba, memory);
+                memory[bytes as usize - 1] ^= u8::from(differs);
+                let purpose = Purpose::Compare(self.laws.begin_read(lun, lba, blocks), bytes);
+                let transfer = Transfer::new(lba, blocks);
+                let cdb: Cdb = match long {
+                    true => cdbs::verify16(transfer, ByteCheck::Blocks).into(),
+                    false => cdbs::verify10(transfer, ByteCheck::Blocks).into(),
+                };
+                (cdb, bytes, purpose)
+            }
+            4 => {
+                // One block for all: they often are zeros, because the commands below make them so.
+                let memory = initiator.data_mut(memory(BLOCK_BYTES));
+                memory.fill(u8::from(differs));
+                let purpose = Purpose::Compare(self.laws.begin_read(lun, lba, blocks), BLOCK_BYTES);
+                let transfer = Transfer::new(lba, blocks);
+                (cdbs::verify16(transfer, ByteCheck::OneBlock).into(), BLOCK_BYTES, purpose)
+            }
+            5..=6 => {
+                initiator.data_mut(memory(bytes)).fill(0);
+                (cdbs::orwrite16(transfer).into(), bytes, Purpose::OrZeros)
+            }
+            7 => {
+                let memory = initiator.data_mut(memory(bytes));
+                let write = self.laws.begin_write(nexus, lun, range, Filling::Own, memory);
+                let transfer = Transfer::new(lba, blocks);
+                let cdb: Cdb = match long {
+                    true => cdbs::write_and_verify16(transfer).into(),
+                    false => cdbs::write_and_verify10(transfer).into(),
+                };
+                (cdb, bytes, Purpose::Write(write))
+            }
+            8 => {
+                let memory = initiator.data_mut(memory(BLOCK_BYTES));
+                let write = self.laws.begin_write(nexus, lun, range, Filling::Same, memory);
+                let cdb: Cdb = match (long, u16::try_from(blocks)) {
+                    (false, Ok(blocks)) => cdbs::write_same10(short, blocks, unmap).into(),
+                    _ => cdbs::write_same16(lba, blocks, unmap, false).into(),
+                };
+                (cdb, BLOCK_BYTES, Purpose::Write(write))
+            }
+            9 => {
+                let write = self.laws.begin_write(nexus, lun, range, Filling::Zeros, &mut []);
+                (cdbs::write_same16(lba, blocks, unmap, true).into(), 0, Purpose::Write(write))
+            }
+            _ => {
+                let write = self.laws.begin_write(nexus, lun, range, Filling::Zeros, &mut []);
+                let (first, rest) = (blocks / 2, blocks - blocks / 2);
+                let ranges = [(lba + u64::from(first), rest), (lba, first)];
+                let list = initiator.data_mut(memory(40));
+                let list_bytes = cdbs::unmap_list(&ranges, list);
+                let cdb = cdbs::unmap(u16::try_from(list_bytes).unwrap_or(0)).into();
+                (cdb, u32::try_from(list_bytes).unwrap_or(0), Purpose::Write(write))
+            }
+        };
+        let data = match sent_bytes {
+            0 => Data::None,
+            bytes => Data::Out { offset: place, bytes },
+        };
+        let Some(tag) = self.submit(number, lun, &cdb, data) else {
+            self.channels[number].give_place(Some(place));
+            return self.never_sent(lun, purpose);
+        };
+        self.journal.note(
+            "medium command: channel, tag, kind and LBA",
+            [number as u64 * 10 + lun as u64, tag.to_wire(), kind << 32 | lba],
+        );
+        self.remember(number, lun, tag, purpose, Some(place));
     }
 
     fn send_other(&mut self, number: usize, lun: usize) {

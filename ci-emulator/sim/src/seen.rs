@@ -7,6 +7,7 @@ use lunar_srp::iu::{Residual, logout_reason};
 use lunar_srp::login::OtherChannels;
 
 use crate::channel::{Channel, Purpose, Sent};
+use crate::disk::BLOCK_BYTES;
 use crate::laws::{Broken, Law};
 use crate::units::UNITS;
 use crate::world::World;
@@ -21,6 +22,7 @@ const NOT_READY: u8 = 2;
 const ILLEGAL_REQUEST: u8 = 5;
 const UNIT_ATTENTION: u8 = 6;
 const DATA_PROTECT: u8 = 7;
+const MISCOMPARE: u8 = 0xe;
 const ABORTED_COMMAND: u8 = 0xb;
 /// An outage explains answers for so long after it, in nanoseconds.
 const OUTAGE_NS: u64 = 60_000_000;
@@ -209,9 +211,13 @@ impl World {
     /// Ends `purpose` without an answer.
     fn end(&mut self, lun: usize, purpose: Purpose, how: &'static str) {
         match purpose {
-            Purpose::Read(read, _) => self.laws.abandon_read(lun, read),
+            Purpose::Read(read, _) | Purpose::Compare(read, _) => self.laws.abandon_read(lun, read),
             Purpose::Write(write) => self.laws.end_write(lun, write, WriteEnd::Unknown, how),
-            Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
+            Purpose::CompareAndWrite(read, write, _) => {
+                self.laws.abandon_read(lun, read);
+                self.laws.end_write(lun, write, WriteEnd::Unknown, how);
+            }
+            Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
         }
     }
 
@@ -228,6 +234,10 @@ impl World {
         match sent.purpose {
             // It may still land, until a SINGLE login says that it will not.
             Purpose::Write(write) => self.limbo[nexus].push((sent.lun, write, logged_in)),
+            Purpose::CompareAndWrite(read, write, _) => {
+                self.laws.abandon_read(sent.lun, read);
+                self.limbo[nexus].push((sent.lun, write, logged_in));
+            }
             purpose => self.end(sent.lun, purpose, "its channel died"),
         }
     }
@@ -293,15 +303,42 @@ impl World {
         self.judge_status(number, lun, &purpose, sent.at, status, sense)?;
         match purpose {
             Purpose::Write(write) => {
-                let (end, how) = match (status, sense.0) {
-                    (GOOD, _) => (WriteEnd::Done, "it was answered with GOOD"),
-                    (CHECK_CONDITION, ABORTED_COMMAND) => {
-                        (WriteEnd::Unknown, "it was answered with ABORTED COMMAND")
-                    }
-                    _ => (WriteEnd::Refused, "it was refused"),
-                };
+                let (end, how) = write_end(status, sense);
                 self.laws.end_write(lun, write, end, how);
                 Ok(())
+            }
+            Purpose::CompareAndWrite(read, write, bytes) => {
+                let (end, how) = write_end(status, sense);
+                // What it was compared with was there before what it wrote.
+                let start = place.unwrap_or(0);
+                let data = self.channels[number].initiator.data(start..start + bytes as usize);
+                let judged = match (status, sense.0) {
+                    (GOOD, _) => self.laws.end_read(lun, read, data),
+                    (CHECK_CONDITION, MISCOMPARE) => {
+                        self.laws.end_write(lun, write, end, how);
+                        return self.laws.end_miscompare(lun, read, data);
+                    }
+                    _ => {
+                        self.laws.abandon_read(lun, read);
+                        Ok(())
+                    }
+                };
+                self.laws.end_write(lun, write, end, how);
+                judged
+            }
+            Purpose::Compare(read, bytes) => {
+                let start = place.unwrap_or(0);
+                let data = self.channels[number].initiator.data(start..start + bytes as usize);
+                let all = usize::try_from(read.blocks()).unwrap_or(0) * BLOCK_BYTES as usize;
+                let data: Vec<u8> = data.iter().copied().cycle().take(all).collect();
+                match (status, sense.0) {
+                    (GOOD, _) => self.laws.end_read(lun, read, &data),
+                    (CHECK_CONDITION, MISCOMPARE) => self.laws.end_miscompare(lun, read, &data),
+                    _ => {
+                        self.laws.abandon_read(lun, read);
+                        Ok(())
+                    }
+                }
             }
             Purpose::Read(read, bytes) if status == GOOD => {
                 if residual != Residual::None {
@@ -316,7 +353,9 @@ impl World {
                 self.laws.abandon_read(lun, read);
                 Ok(())
             }
-            Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => Ok(()),
+            Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {
+                Ok(())
+            }
         }
     }
 
@@ -368,7 +407,13 @@ impl World {
                 outage && UNITS[lun].stores
             }
             (CHECK_CONDITION, ILLEGAL_REQUEST) => invalid || UNITS[lun].comes_and_goes,
-            (CHECK_CONDITION, DATA_PROTECT) => matches!(purpose, Purpose::Write(_)),
+            (CHECK_CONDITION, DATA_PROTECT) => matches!(
+                purpose,
+                Purpose::Write(_) | Purpose::CompareAndWrite(..) | Purpose::OrZeros
+            ),
+            (CHECK_CONDITION, MISCOMPARE) => {
+                matches!(purpose, Purpose::Compare(..) | Purpose::CompareAndWrite(..))
+            }
             _ => false,
         };
         if explained {
@@ -380,6 +425,17 @@ impl World {
              without a cause, for {purpose:?}"
         );
         broken(Law::Status, text)
+    }
+}
+
+/// How a write that was answered ended.
+fn write_end(status: u8, sense: (u8, u8, u8)) -> (WriteEnd, &'static str) {
+    match (status, sense.0) {
+        (GOOD, _) => (WriteEnd::Done, "it was answered with GOOD"),
+        (CHECK_CONDITION, ABORTED_COMMAND) => {
+            (WriteEnd::Unknown, "it was answered with ABORTED COMMAND")
+        }
+        _ => (WriteEnd::Refused, "it was refused"),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer, Usu
 use crate::opcodes::{self, HostCommand};
 use crate::sense::Sense;
 use crate::status::Status;
-use crate::unit::LogicalUnit;
+use crate::unit::{DeviceType, LogicalUnit};
 
 /// Work for the backend. Ranges are inside the capacity that the unit had at [`begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,12 +199,18 @@ pub fn begin_cdb(
     cdb: &[u8],
 ) -> (Option<Command>, Verdict) {
     match cdb::parse(cdb) {
+        Ok(command) if opcodes::fits(unit.device_type, cdb) => {
+            (Some(command), begin(unit, lun_read_only, &command))
+        }
+        // As for a LUN that leads to no unit: see [`begin_absent`].
+        _ if unit.device_type == DeviceType::NoDevice => {
+            (None, Verdict::Done(Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED)))
+        }
         // What a device of this type has not.
-        Ok(_) if !opcodes::fits(unit.device_type, cdb) => {
+        Ok(_) => {
             let sense = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None);
             (None, Verdict::Done(Err(sense)))
         }
-        Ok(command) => (Some(command), begin(unit, lun_read_only, &command)),
         Err(sense) => (None, refuse(unit, sense)),
     }
 }

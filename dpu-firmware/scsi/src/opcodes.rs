@@ -150,6 +150,8 @@ enum Bits {
 const DISK: &[DeviceType] = &[DeviceType::Disk];
 const ALL: &[DeviceType] = &[DeviceType::Disk, DeviceType::CdDvd];
 const CD: &[DeviceType] = &[DeviceType::CdDvd];
+/// With those that are no device.
+const EVERY: &[DeviceType] = &[DeviceType::Disk, DeviceType::CdDvd, DeviceType::NoDevice];
 
 /// One command.
 #[derive(Debug)]
@@ -202,6 +204,10 @@ impl CommandRow {
 
     const fn all_types(self) -> Self {
         Self { types: ALL, ..self }
+    }
+
+    const fn every_type(self) -> Self {
+        Self { types: EVERY, ..self }
     }
 
     const fn cd(self) -> Self {
@@ -271,12 +277,12 @@ const FLAGS: u8 = 0xF8;
 #[rustfmt::skip]
 pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("TEST UNIT READY", &[0x00, 0, 0, 0, 0, C]).all_types(), // SPC-6
-    CommandRow::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, F, C]).all_types(), // SPC-6
+    CommandRow::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, F, C]).every_type(), // SPC-6
     CommandRow::new("FORMAT UNIT", &[0x04, 0xFF, 0, 0, 0x03, C]) // SBC-4
         .host(HostCommand::FormatUnit).timeout_s(0),
     CommandRow::new("READ (6)", &[0x08, 0x1F, F, F, F, C]), // SBC-4
     CommandRow::new("WRITE (6)", &[0x0A, 0x1F, F, F, F, C]), // SBC-4
-    CommandRow::new("INQUIRY", &[0x12, 0x03, F, F, F, C]).all_types(), // SPC-6
+    CommandRow::new("INQUIRY", &[0x12, 0x03, F, F, F, C]).every_type(), // SPC-6
     CommandRow::new("MODE SELECT (6)", &[0x15, 0x13, 0, 0, F, C]) // SPC-6
         .host(HostCommand::ModeSelect).all_types(),
     CommandRow::new("MODE SENSE (6)", &[0x1A, 0x08, F, F, F, C]).all_types(), // SPC-6
@@ -334,7 +340,7 @@ pub static COMMANDS: &[CommandRow] = &[
         .action(service_action::READ_CAPACITY_16), // SBC-4
     CommandRow::new("GET LBA STATUS (16)", &[0x9E, 0x1F, F, F, F, F, F, F, F, F, F, F, F, F, 0, C])
         .action(service_action::GET_LBA_STATUS), // SBC-4
-    CommandRow::new("REPORT LUNS", &[0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, C]).all_types(), // SPC-6
+    CommandRow::new("REPORT LUNS", &[0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, C]).every_type(), // SPC-6
     CommandRow::new("REPORT SUPPORTED OPERATION CODES", &[0xA3, 0x1F, 0x87, F, F, F, F, F, F, F, 0, C])
         .action(service_action::REPORT_SUPPORTED_OPERATION_CODES).all_types(), // SPC-6
     CommandRow::new("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", &[0xA3, 0x1F, 0x80, 0, 0, 0, F, F, F, F, 0, C])

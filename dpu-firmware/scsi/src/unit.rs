@@ -12,7 +12,7 @@ pub struct LogicalUnit {
     /// Logical block length in bytes: a power of two, 512..=65,536.
     pub block_bytes: u32,
     /// Capacity in logical blocks. Zero: a removable unit without a medium; every command that needs
-    /// one is then NOT READY.
+    /// one is then NOT READY. A unit without a device has none either.
     pub blocks: u64,
     /// PERIPHERAL DEVICE TYPE.
     pub device_type: DeviceType,
@@ -63,6 +63,20 @@ pub enum DeviceType {
     Disk = 0x00,
     /// CD/DVD device.
     CdDvd = 0x05,
+    /// No device: the unit holds a LUN, says so, and has nothing else (SCST: `dummy`).
+    NoDevice = 0x1F,
+}
+
+impl DeviceType {
+    /// PERIPHERAL QUALIFIER and PERIPHERAL DEVICE TYPE (SPC-6, standard INQUIRY data). Qualifier 001b:
+    /// there could be a device, but none is connected.
+    pub(crate) const fn peripheral(self) -> u8 {
+        const NOT_CONNECTED: u8 = 0b001 << 5;
+        match self {
+            Self::Disk | Self::CdDvd => self as u8,
+            Self::NoDevice => NOT_CONNECTED | self as u8,
+        }
+    }
 }
 
 impl LogicalUnit {
@@ -106,7 +120,8 @@ impl LogicalUnit {
             return Err(InvalidUnit::BlockBytes(self.block_bytes));
         }
         // The last byte has an offset that fits a signed 64-bit file offset.
-        let no_medium = self.blocks == 0 && !self.removable;
+        let must_have_blocks = !self.removable && self.device_type != DeviceType::NoDevice;
+        let no_medium = self.blocks == 0 && must_have_blocks;
         if no_medium || self.blocks > i64::MAX.unsigned_abs() >> self.block_shift() {
             return Err(InvalidUnit::Blocks(self.blocks));
         }
@@ -159,6 +174,9 @@ pub struct Identity {
     pub naa: Option<Naa>,
     /// EUI-64 designator (SCST: `eui64_id`).
     pub eui64: Option<[u8; 8]>,
+    /// The vendor specific bytes 36 to 55 of INQUIRY data, filled up with zeros (SCST:
+    /// `inq_vend_specific`).
+    pub vendor_specific: Text<20>,
     /// Relative target port identifier of the port the unit is seen through; zero: none.
     pub relative_target_port: u16,
     /// VERSION DESCRIPTORs in INQUIRY; zero: no more.
@@ -191,6 +209,7 @@ impl Identity {
             t10_id: Text::named("T10 device id", t10_id)?,
             naa: None,
             eui64: None,
+            vendor_specific: Text::EMPTY,
             relative_target_port: 1,
             version_descriptors: VERSION_DESCRIPTORS,
         })
@@ -240,6 +259,9 @@ pub struct Text<const N: usize> {
 }
 
 impl<const N: usize> Text<N> {
+    /// No text.
+    pub const EMPTY: Self = Self { bytes: [b' '; N], length: 0 };
+
     /// The text, unless it is longer than `N` or has a character outside 20h..=7Eh.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {

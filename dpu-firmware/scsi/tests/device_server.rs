@@ -237,6 +237,40 @@ fn spc_6_standard_inquiry() {
 }
 
 #[test]
+fn spc_6_the_vendor_specific_bytes_of_inquiry_data_hold_what_the_user_gave() {
+    let inquiry = |unit: &LogicalUnit| data(Some(unit), &cdb(&[0x12, 0, 0, 0, 0xFF]));
+    assert_eq!(inquiry(&disk())[36..58], [0; 22]);
+    let mut unit = disk();
+    for text in ["v", "twenty characters ok"] {
+        unit.identity.vendor_specific = Text::new(text).unwrap();
+        let bytes = inquiry(&unit);
+        assert_eq!((&bytes[36..36 + text.len()], bytes.len()), (text.as_bytes(), 96));
+        assert!(bytes[36 + text.len()..58].iter().all(|byte| *byte == 0));
+        assert_eq!(bytes[58..], inquiry(&disk())[58..]);
+    }
+}
+
+/// SPC-6, standard INQUIRY data: qualifier 001b and type 1Fh. SCST calls it `dummy`.
+#[test]
+fn spc_6_a_unit_without_a_device_says_so_and_has_nothing_else() {
+    let unit = LogicalUnit { device_type: DeviceType::NoDevice, blocks: 0, ..disk() };
+    let unit = unit.validate().unwrap();
+    let bytes = data(Some(&unit), &cdb(&[0x12, 0, 0, 0, 0xFF]));
+    assert_eq!((bytes[0], &bytes[8..36]), (0x3F, &b"SCST_FIOdisk1           380 "[..]));
+    let pages = data(Some(&unit), &cdb(&[0x12, 1, 0, 0, 0xFF]));
+    assert_eq!(pages, [0x3F, 0, 0, 5, 0x00, 0x80, 0x83, 0x86, 0x87]);
+    for known in [0x03, 0x12, 0xA0] {
+        let verdict = verdict(&unit, &cdb(&[known, 0, 0, 0, 0, 0, 0, 0, 0, 16]));
+        assert!(matches!(verdict, Verdict::Parameter(_)), "{known:#04x}: {verdict:?}");
+    }
+    for other in (0..=0xFF).filter(|code| ![0x03, 0x12, 0xA0].contains(code)) {
+        let bytes = [other, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1];
+        let verdict = verdict(&unit, &cdb(&bytes));
+        assert_eq!(verdict, refused(Sense::LOGICAL_UNIT_NOT_SUPPORTED), "{other:#04x}");
+    }
+}
+
+#[test]
 fn spc_6_page_00_lists_the_pages_and_each_is_there() {
     let bytes = vpd(&disk(), 0x00);
     assert_eq!(bytes[4..], [0x00, 0x80, 0x83, 0x86, 0x87, 0xB0, 0xB1, 0xB2]);
@@ -630,7 +664,11 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
                 ..Identity::new("v", "p", "r", &name, &name).unwrap()
             },
             forwards: flags[6],
-            device_type: if bytes[0] & 1 == 0 { DeviceType::Disk } else { DeviceType::CdDvd },
+            device_type: match bytes[0] & 0x41 {
+                0x00 => DeviceType::Disk,
+                0x41 => DeviceType::NoDevice,
+                _ => DeviceType::CdDvd,
+            },
             software_write_protect: bytes[0] & 2 != 0,
             descriptor_sense: bytes[0] & 4 != 0,
             unmapped_reads_zero: bytes[0] & 8 != 0,

@@ -11,7 +11,8 @@ use lunar_offload_proto::checked;
 use lunar_offload_proto::control::{
     self, ConfigurationApplied, ConfigurationRefused, EventLevel, Goodbye, Heartbeat, Hello,
     HelloAccepted, HelloRefused, InFlight, NexusEvent, NexusEventKind, Reconcile, Revoked,
-    RingSetup, RingSetupRefused, RingsReady, ToCard, ToHost, negotiate, to_card, to_host,
+    RingSetup, RingSetupRefused, RingsReady, ToCard, ToHost, UnitReset, UnitState, feature,
+    negotiate, to_card, to_host,
 };
 use lunar_offload_proto::ring::RingLayout;
 use lunar_platform::{Nanoseconds, Platform};
@@ -93,6 +94,7 @@ impl AgentLink {
         self.revoking = None;
         self.statistics_request = None;
         self.previous_epoch = self.agent_epoch;
+        coordinator.report_resets(false);
         coordinator.detach_rings();
     }
 
@@ -114,7 +116,7 @@ impl AgentLink {
     /// Takes a message of the agent.
     pub fn receive<P: Platform>(&mut self, message: ToCard, coordinator: &mut Coordinator<P>) {
         match (self.met, message.message) {
-            (false, Some(to_card::Message::Hello(hello))) => self.on_hello(&hello),
+            (false, Some(to_card::Message::Hello(hello))) => self.on_hello(&hello, coordinator),
             (true, Some(message)) => self.on_message(message, coordinator),
             (false, Some(_)) => self.leave("the agent's first message is not Hello"),
             (_, None) => self.leave("the agent sent a message that this version does not know"),
@@ -149,7 +151,7 @@ impl AgentLink {
         self.closing = Some(reason.to_owned());
     }
 
-    fn on_hello(&mut self, hello: &Hello) {
+    fn on_hello<P: Platform>(&mut self, hello: &Hello, coordinator: &mut Coordinator<P>) {
         match negotiate(&self.hello, hello) {
             Ok(agreed) => {
                 self.met = true;
@@ -159,6 +161,7 @@ impl AgentLink {
                     features: agreed.features,
                     hello: Some(self.hello.clone()),
                 }));
+                coordinator.report_resets(agreed.features & feature::RESETS != 0);
             }
             Err(refusal) => {
                 let reason = refusal.to_string();
@@ -191,10 +194,11 @@ impl AgentLink {
                 match convert(&configuration) {
                     Ok(configuration) => coordinator.configure(configuration),
                     Err(reason) => {
+                        coordinator.refused(generation);
                         self.send(to_host::Message::ConfigurationRefused(ConfigurationRefused {
                             generation,
                             reason,
-                        }))
+                        }));
                     }
                 }
             }
@@ -222,6 +226,9 @@ impl AgentLink {
                 coordinator.release_rings();
             }
             to_card::Message::NexusClose(close) => coordinator.close_nexus(close.nexus),
+            to_card::Message::UnitResetDone(done) => {
+                coordinator.reset_reported(done.gate, done.required_generation);
+            }
             to_card::Message::Heartbeat(_) => {}
             to_card::Message::Goodbye(goodbye) => {
                 self.closing = Some(format!("the agent said goodbye: {}", goodbye.reason));
@@ -296,7 +303,13 @@ impl AgentLink {
             Report::RingAttached { offer, ring, in_flight, error } => {
                 // The groups answer every offer, those too that a newer agent has replaced.
                 if offer == self.offer {
-                    self.on_ring_attached(u32::from(ring), in_flight, error);
+                    let states = unit_states(coordinator.configuration());
+                    self.on_ring_attached(u32::from(ring), in_flight, error, states);
+                }
+            }
+            Report::UnitReset { unit, gate } => {
+                if self.met {
+                    self.send(to_host::Message::UnitReset(UnitReset { unit, gate }));
                 }
             }
             Report::RingsReleased => {
@@ -334,7 +347,13 @@ impl AgentLink {
         }
     }
 
-    fn on_ring_attached(&mut self, id: u32, in_flight: Vec<(u64, u32)>, error: Option<String>) {
+    fn on_ring_attached(
+        &mut self,
+        id: u32,
+        in_flight: Vec<(u64, u32)>,
+        error: Option<String>,
+        unit_states: Vec<UnitState>,
+    ) {
         let Some(ring) = self.rings.iter_mut().find(|ring| ring.id == id) else { return };
         if let Some(reason) = error {
             self.rings.clear();
@@ -346,7 +365,8 @@ impl AgentLink {
         if self.rings.iter().any(|ring| ring.state == RingState::Attaching) {
             return;
         }
-        self.send(to_host::Message::RingsReady(RingsReady { copied_arenas: Vec::new() }));
+        let ready = RingsReady { copied_arenas: Vec::new(), unit_states };
+        self.send(to_host::Message::RingsReady(ready));
         // Entries name their nexus, and a new agent parks those of nexuses it does not know.
         self.outgoing.extend(self.nexuses.values().cloned().map(to_host::Message::NexusEvent));
         let reconciles: Vec<Reconcile> = self
@@ -365,6 +385,23 @@ impl AgentLink {
             self.send(to_host::Message::Reconcile(reconcile));
         }
     }
+}
+
+/// What initiators changed in units that an agent executes: the card did not lose power with its agent, so
+/// the mode parameters stay what they are (SPC-6), and a tray open.
+fn unit_states(configuration: &Configuration) -> Vec<UnitState> {
+    let units = configuration.units.iter().filter(|unit| unit.logical_unit.forwards);
+    let states = units.map(|unit| UnitState {
+        unit: unit.handle,
+        software_write_protect: unit.logical_unit.software_write_protect,
+        descriptor_sense: unit.logical_unit.descriptor_sense,
+        no_medium: !unit.logical_unit.has_medium(),
+        medium: unit.logical_unit.medium,
+    });
+    let is_changed = |state: &UnitState| {
+        state.software_write_protect || state.descriptor_sense || state.no_medium
+    };
+    states.filter(is_changed).collect()
 }
 
 fn on_event<P: Platform>(

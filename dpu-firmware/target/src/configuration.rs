@@ -7,7 +7,7 @@ use lunar_offload_proto::access;
 use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
 pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
 use lunar_scsi::opcodes::HostCommands;
-use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit, Naa};
+use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit, Naa, Text};
 use lunar_srp::login::PortId;
 
 /// A configuration snapshot.
@@ -87,6 +87,8 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
     let identity = Identity {
         naa: naa.transpose().map_err(|error| about(error.to_string()))?,
         eui64: unit.eui64,
+        // Checked before.
+        vendor_specific: Text::new(&unit.vendor_specific).unwrap_or(Text::EMPTY),
         relative_target_port: targets.first().map_or(1, |target| target.relative_target_port),
         ..Identity::new(&vendor, &product, &revision, &unit.serial, &unit.t10_id)
             .map_err(|error| about(error.to_string()))?
@@ -111,6 +113,7 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         blocks: unit.blocks,
         device_type: match unit.device_type {
             5 => DeviceType::CdDvd,
+            31 => DeviceType::NoDevice,
             _ => DeviceType::Disk,
         },
         medium: unit.medium,

@@ -2,7 +2,7 @@
 //! chooses their group, hands out configurations, and runs the gates. It lives on the control core,
 //! talks to the groups only by messages, and is on no command's way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use lunar_platform::{ConnectRequest, Listener, Platform};
@@ -73,6 +73,13 @@ pub enum Report {
     Statistics(Vec<GroupStatistics>),
     /// No group uses the host's memory any more.
     RingsReleased,
+    /// The unit (handle) was reset, and waits for [`Coordinator::reset_reported`] with this name.
+    UnitReset {
+        /// Handle of the unit.
+        unit: u32,
+        /// Name of the reset.
+        gate: u32,
+    },
     /// A group attached its ring.
     RingAttached {
         /// The offer that is answered.
@@ -96,6 +103,19 @@ struct Gate {
     request: u64,
     /// Groups that did not acknowledge yet; `None` while an earlier gate of the unit is closed.
     waiting: Option<usize>,
+    /// What the host has to do with it.
+    host: HostPart,
+}
+
+/// What keeps a gate closed that is closed in every group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostPart {
+    /// The host was not told.
+    Untold,
+    /// The host was told of the reset and has not answered.
+    Told,
+    /// The host's answer is this configuration generation, which is not in force yet.
+    Configured(u32),
 }
 
 /// A configuration on its way through the groups.
@@ -114,6 +134,12 @@ pub struct Coordinator<P: Platform> {
     next: Option<Arc<Configuration>>,
     gates: VecDeque<Gate>,
     next_gate: u32,
+    /// Whether there is a host that wants to know of resets.
+    reports_resets: bool,
+    /// Units (handles) that were reset while there was none.
+    unreported: BTreeSet<u32>,
+    /// The newest generation that is in force in every group.
+    in_force: u32,
     /// Groups that still use the host's memory after [`Self::release_rings`].
     releasing: usize,
     statistics: Vec<GroupStatistics>,
@@ -134,6 +160,9 @@ impl<P: Platform> Coordinator<P> {
             next: None,
             gates: VecDeque::new(),
             next_gate: 1,
+            reports_resets: false,
+            unreported: BTreeSet::new(),
+            in_force: 0,
             releasing: 0,
             statistics: Vec::new(),
             reports: VecDeque::new(),
@@ -219,6 +248,46 @@ impl<P: Platform> Coordinator<P> {
         for group in &mut self.groups {
             group.send(ToGroup::CloseNexus { nexus });
         }
+    }
+
+    /// Whether there is a host that wants to know of resets: it hears of those that it missed. Without one
+    /// no gate waits for it.
+    pub fn report_resets(&mut self, reports: bool) {
+        self.reports_resets = reports;
+        if reports {
+            for unit in std::mem::take(&mut self.unreported) {
+                // No gate has this name: nothing waits for the answer.
+                self.reports.push_back(Report::UnitReset { unit, gate: 0 });
+            }
+            return;
+        }
+        let told: Vec<(u32, u32)> = self
+            .gates
+            .iter()
+            .filter(|gate| gate.host != HostPart::Untold)
+            .map(|gate| (gate.name, gate.unit))
+            .collect();
+        for (gate, unit) in told {
+            self.unreported.insert(unit);
+            self.finish_gate(gate);
+        }
+    }
+
+    /// The host knows of the reset with this name. What it changed for it is in the configuration of
+    /// `required_generation`, unless that is 0.
+    pub fn reset_reported(&mut self, gate: u32, required_generation: u32) {
+        let told = |known: &&mut Gate| known.name == gate && known.host == HostPart::Told;
+        let Some(found) = self.gates.iter_mut().find(told) else { return };
+        if required_generation <= self.in_force {
+            self.finish_gate(gate);
+        } else {
+            found.host = HostPart::Configured(required_generation);
+        }
+    }
+
+    /// The configuration of this generation was refused and will never be in force: nothing waits for it.
+    pub fn refused(&mut self, generation: u32) {
+        self.finish_gates_until(generation);
     }
 
     /// Number of poll groups.
@@ -334,7 +403,7 @@ impl<P: Platform> Coordinator<P> {
             FromGroup::Configured { generation } => self.on_configured(generation),
             FromGroup::RequestGate { request, unit, cause } => {
                 let name = self.next_gate;
-                self.next_gate = self.next_gate.wrapping_add(1);
+                self.next_gate = self.next_gate.wrapping_add(1).max(1);
                 self.gates.push_back(Gate {
                     name,
                     unit,
@@ -342,6 +411,7 @@ impl<P: Platform> Coordinator<P> {
                     origin: group,
                     request,
                     waiting: None,
+                    host: HostPart::Untold,
                 });
                 self.start_gates();
             }
@@ -390,7 +460,9 @@ impl<P: Platform> Coordinator<P> {
         rollout.waiting = rollout.waiting.saturating_sub(1);
         if rollout.waiting == 0 {
             self.rollout = None;
+            self.in_force = generation;
             self.reports.push_back(Report::Configured { generation });
+            self.finish_gates_until(generation);
             self.start_rollout();
         }
     }
@@ -420,6 +492,32 @@ impl<P: Platform> Coordinator<P> {
         if left != 0 {
             return;
         }
+        let unit = gate.unit;
+        let known = self.configuration.unit(unit);
+        let is_hosts = gate.cause == GateCause::LogicalUnitReset
+            && known.is_some_and(|unit| unit.logical_unit.forwards);
+        if is_hosts && self.reports_resets {
+            gate.host = HostPart::Told;
+            return self.reports.push_back(Report::UnitReset { unit, gate: name });
+        }
+        if is_hosts {
+            self.unreported.insert(unit);
+        }
+        self.finish_gate(name);
+    }
+
+    /// Finishes the gates that wait for a configuration up to this one.
+    fn finish_gates_until(&mut self, generation: u32) {
+        let is_due =
+            |gate: &&Gate| matches!(gate.host, HostPart::Configured(due) if due <= generation);
+        let due: Vec<u32> = self.gates.iter().filter(is_due).map(|gate| gate.name).collect();
+        for gate in due {
+            self.finish_gate(gate);
+        }
+    }
+
+    fn finish_gate(&mut self, name: u32) {
+        let Some(place) = self.gates.iter().position(|gate| gate.name == name) else { return };
         let Some(gate) = self.gates.remove(place) else { return };
         // Every group is quiet and its unit attentions are established: the function may answer.
         if let Some(origin) = self.groups.get_mut(gate.origin) {

@@ -102,6 +102,7 @@ fn opcode(row: &CommandRow) -> wire::Opcode {
     let device_type = |device_type: &DeviceType| match device_type {
         DeviceType::Disk => "disk".to_owned(),
         DeviceType::CdDvd => "CD/DVD".to_owned(),
+        DeviceType::NoDevice => "dummy".to_owned(),
     };
     wire::Opcode {
         name: row.name.to_owned(),

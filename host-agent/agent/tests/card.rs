@@ -539,6 +539,78 @@ fn a_file_that_grew_is_larger_for_the_card_when_somebody_says_so() {
     assert!(refused.contains("null_card") && refused.contains("disk, null_host"), "{refused}");
 }
 
+/// SCST: `filename` of a vdisk_cdrom is written while it is in use. MMC-6: its removal can be prevented.
+#[test]
+fn a_disc_is_changed_and_taken_out_unless_an_initiator_prevents_that() {
+    const BLOCK_BYTES: u64 = 2048;
+    let discs = tempfile::tempdir().unwrap();
+    let disc = |name: &str, blocks: u64, fill: u8| {
+        let path = discs.path().join(name);
+        std::fs::write(&path, vec![fill; (blocks * BLOCK_BYTES) as usize]).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (first, second) = (disc("first.iso", 32, 1), disc("second.iso", 48, 2));
+    let more = format!(
+        "HANDLER vdisk_cdrom {{\nDEVICE cd {{\nfilename {first}\n}}\n}}\n{}",
+        CONFIGURATION.replace("LUN 2 null_host", "LUN 2 null_host\nLUN 3 cd")
+    );
+    let board = Board::start(&more);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    let cd = unit(&configuration, "cd");
+    let of_cd = |configuration: &control::Configuration| {
+        let own = configuration.units.iter().find(|unit| unit.handle == cd).unwrap();
+        (own.blocks, own.medium)
+    };
+    let (blocks, first_medium) = of_cd(&configuration);
+    assert_eq!(blocks, 32);
+    let change = |device: &str, filename: &str| wire::ChangeMediumRequest {
+        device: device.to_owned(),
+        filename: filename.to_owned(),
+    };
+    let refusal = |device: &str, filename: &str| {
+        let request = change(device, filename);
+        board.ask(async |api| {
+            let refused = api.change_medium(request).await.unwrap_err();
+            Ok(tonic::Response::new(refused.message().to_owned()))
+        })
+    };
+
+    let reply = board.ask(async |api| api.change_medium(change("cd", &second)).await);
+    assert_eq!(reply.blocks, 48);
+    let Some(to_card::Message::Configuration(changed)) = card.next() else { panic!("no change") };
+    let (blocks, second_medium) = of_cd(&changed);
+    assert_eq!((blocks, second_medium == first_medium), (48, false));
+    let mut read = SubmissionEntry::new(Operation::Read, 0);
+    (read.blocks, read.data_bytes) = (1.into(), 2048.into());
+    let done = rings.carry_out(read, None, (cd, changed.generation), true);
+    assert_eq!(done.outcome(), Outcome::Done);
+    let mut block = [0; BLOCK_BYTES as usize];
+    assert!(rings.arena.read(8192, &mut block));
+    assert_eq!(block, [2; BLOCK_BYTES as usize]);
+
+    // What cannot be changed stays, and the answer says why.
+    assert!(refusal("disk", &first).contains("disk is no vdisk_cdrom"));
+    assert!(refusal("cd", "first.iso").contains("not absolute"));
+    assert!(refusal("cd", "/nowhere/first.iso").contains("/nowhere/first.iso"));
+    for (prevent, prevents) in [(1, true), (0, false)] {
+        let mut side = SideRecord::empty();
+        side.set_cdb(&[0x1E, 0, 0, 0, prevent, 0]).unwrap();
+        let forward = BlockRequest::Forward { data_out: false };
+        let done = rings.request(forward, 0, Some(&side), (cd, changed.generation));
+        assert_eq!((done.outcome(), done.status), (Outcome::Forwarded, 0));
+        if prevents {
+            let words = refusal("cd", "");
+            assert!(words.contains("fe80::1") && words.contains("prevents"), "{words}");
+        }
+    }
+    let reply = board.ask(async |api| api.change_medium(change("cd", "")).await);
+    assert_eq!(reply.blocks, 0);
+    let Some(to_card::Message::Configuration(empty)) = card.next() else { panic!("no change") };
+    assert_eq!((of_cd(&empty), empty.generation), ((0, 0), changed.generation + 1));
+}
+
 #[test]
 fn extended_copy_goes_from_file_to_file() {
     let destination = tempfile::NamedTempFile::new().unwrap();

@@ -50,6 +50,9 @@ pub enum Command {
         json: bool,
     },
     /// Puts another disc into a vdisk_cdrom device, or takes it out.
+    ///
+    /// scst.conf is not written: an agent that starts anew puts in what its `filename` says. Change it there too where
+    /// the disc is to stay. Refused while an initiator prevents the removal.
     Medium {
         /// The device's name.
         device: String,

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use lunar_offload_proto::control::{
     self, Arena, Event, EventLevel, Fate, Goodbye, Heartbeat, Hello, HelloAccepted, NexusClose,
     NexusEvent, NexusEventKind, OperationFate, Reconcile, Reconciled, Revoke, RingSetup,
-    StatisticsRequest, ToCard, ToHost, feature, negotiate, to_card, to_host,
+    StatisticsRequest, ToCard, ToHost, UnitReset, UnitResetDone, UnitState, feature, negotiate,
+    to_card, to_host,
 };
 use lunar_offload_proto::ring::{CompletionEntry, Outcome};
+use lunar_scsi::device_server::ModeParameters;
 
 use crate::config::ArenaGeometry;
 use crate::core::Core;
@@ -16,6 +18,7 @@ use crate::effect::{Effect, Level, LogEvent};
 use crate::link::LinkState;
 use crate::nexus::cut;
 use crate::rings::RingState;
+use crate::units::Unit;
 
 impl Core {
     /// There is a control channel to the card: says Hello.
@@ -74,6 +77,7 @@ impl Core {
                 "{running} operations of the card's older epoch have not ended; the rings stay closed until they have"
             ));
         }
+        self.copies.on_tick(now_ns);
         self.release_parked(now_ns);
     }
 
@@ -180,7 +184,7 @@ impl Core {
             targets_max: 0,
             message_bytes_max: number(control::MESSAGE_BYTES_MAX),
         };
-        let features = feature::HOST_DRAM | feature::FORWARD | feature::CANCEL;
+        let features = feature::HOST_DRAM | feature::FORWARD | feature::CANCEL | feature::RESETS;
         let (software, epoch) = (&self.config.software, self.config.epoch);
         // Without CANCEL an abort could end before its write: nothing works without it.
         control::hello(software, epoch, self.config.boot_id, features, feature::CANCEL, limits)
@@ -284,6 +288,7 @@ impl Core {
                     self.log(Level::Warning, "arena-not-imported", text);
                 }
                 self.link.state = LinkState::Ready;
+                self.adopt(&ready.unit_states);
                 self.send_configuration();
             }
             to_host::Message::RingSetupRefused(refused)
@@ -306,6 +311,7 @@ impl Core {
                 self.log(Level::Error, "configuration-refused", text);
             }
             to_host::Message::NexusEvent(event) => self.on_nexus_event(&event, now_ns),
+            to_host::Message::UnitReset(reset) => self.on_unit_reset(&reset),
             to_host::Message::Statistics(statistics) => {
                 self.effects.push_back(Effect::Statistics(Box::new(statistics)));
             }
@@ -325,6 +331,45 @@ impl Core {
                 self.leave(&format!("the card sent a message that has no place in {state:?}"));
             }
         }
+    }
+
+    /// What initiators changed under the agent before this one, which the card kept. A card that was told
+    /// a configuration by this agent has nothing to say that this one does not know better.
+    fn adopt(&mut self, states: &[UnitState]) {
+        if self.applied_generation != 0 {
+            return;
+        }
+        let mut changed = false;
+        for state in states {
+            let mode = ModeParameters {
+                software_write_protect: state.software_write_protect,
+                descriptor_sense: state.descriptor_sense,
+            };
+            changed |= self.units.select_mode(state.unit, mode);
+            let same = |unit: &&Unit| unit.scsi.removable && unit.scsi.medium == state.medium;
+            if state.no_medium && self.units.get(state.unit).is_some_and(|unit| same(&unit)) {
+                changed |= self.units.move_medium(state.unit, false);
+            }
+        }
+        if changed {
+            self.remember_card();
+        }
+    }
+
+    /// LOGICAL UNIT RESET (SAM-6 6.3.3): mode parameters go back to their defaults, nobody prevents the
+    /// removal of a medium, and no status of a copy is known (SPC-6). An ejected medium stays out.
+    fn on_unit_reset(&mut self, reset: &UnitReset) {
+        let (unit, gate) = (reset.unit, reset.gate);
+        self.prevents.forget_unit(unit);
+        self.copies.forget_unit(unit);
+        let mut required_generation = 0;
+        if self.units.select_mode(unit, ModeParameters::default()) {
+            self.remember_card();
+            self.send_configuration();
+            required_generation = self.units.generation;
+        }
+        let done = UnitResetDone { gate, required_generation };
+        self.send(to_card::Message::UnitResetDone(done));
     }
 
     fn on_applied(&mut self, generation: u32) {

@@ -30,14 +30,25 @@ const COPY_PIECE_BYTES: u32 = 256 << 10;
 pub const COPY_ARENA_BYTES: usize = COPIES_MAX as usize * COPY_PIECE_BYTES as usize;
 /// Statuses that are kept for RECEIVE COPY RESULTS; a further one takes the place of another.
 const STATUSES_MAX: usize = 1024;
+/// How long a status is kept that nobody asks for (SPC-6: for a vendor specific period of time), give or
+/// take what lies between two ticks. Who wants it asks at once, and list identifiers are few.
+const STATUS_KEPT_NS: u64 = 10_000_000_000;
 
 /// 0D/01: THIRD PARTY DEVICE FAILURE, a copy target could not be read or written.
 const THIRD_PARTY_DEVICE_FAILURE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x01);
 /// 00/16: OPERATION IN PROGRESS, the list identifier is in use.
 const OPERATION_IN_PROGRESS: Sense = Sense::new(SenseKey::IllegalRequest, 0x00, 0x16);
 
-/// Whose list identifier: handle and generation of the nexus, and the identifier.
-pub(crate) type ListKey = (u32, u32, u8);
+/// Whose list identifier. Each unit has a copy manager of its own, and each nexus list identifiers of its
+/// own there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ListKey {
+    /// Handle of the unit that the command was sent to.
+    pub(crate) unit: u32,
+    pub(crate) nexus: u32,
+    pub(crate) nexus_generation: u32,
+    pub(crate) identifier: u8,
+}
 
 /// Blocks from one device to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +202,7 @@ fn part<'a>(
 #[derive(Clone, Copy, Debug)]
 enum Known {
     Running(OperationId),
-    Over(CopyStatus),
+    Over { status: CopyStatus, until_ns: u64 },
 }
 
 /// All copies: their scratch pieces and list identifiers.
@@ -200,6 +211,8 @@ pub(crate) struct Copies {
     /// One bit for each scratch piece in use.
     pieces: u32,
     lists: BTreeMap<ListKey, Known>,
+    /// When time passed last.
+    now_ns: u64,
 }
 
 const _: () = assert!((COPIES_MAX as u32) < u32::BITS);
@@ -240,12 +253,13 @@ impl Copies {
     pub(crate) fn keep(&mut self, copy: &Copy, good: bool) {
         if let Some(list) = copy.list.filter(|_| copy.held) {
             if self.lists.len() >= STATUSES_MAX {
-                let over = self.lists.iter().find(|(_, known)| matches!(known, Known::Over(_)));
+                let over = self.lists.iter().find(|(_, known)| matches!(known, Known::Over { .. }));
                 let over = over.map(|(list, _)| *list);
                 over.and_then(|list| self.lists.remove(&list));
             }
             let progress = if good { CopyProgress::Completed } else { CopyProgress::Failed };
-            self.lists.insert(list, Known::Over(copy.status(progress)));
+            let until_ns = self.now_ns.saturating_add(STATUS_KEPT_NS);
+            self.lists.insert(list, Known::Over { status: copy.status(progress), until_ns });
         }
     }
 
@@ -257,17 +271,32 @@ impl Copies {
     ) -> Option<CopyStatus> {
         match *self.lists.get(&list)? {
             Known::Running(operation) => Some(running(operation)?.status(CopyProgress::InProgress)),
-            Known::Over(status) => {
+            Known::Over { status, .. } => {
                 self.lists.remove(&list);
                 Some(status)
             }
         }
     }
 
+    /// Time passed: a status that nobody asked for is given up.
+    pub(crate) fn on_tick(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.lists.retain(|_, known| match known {
+            Known::Running(_) => true,
+            Known::Over { until_ns, .. } => now_ns < *until_ns,
+        });
+    }
+
+    /// The unit was reset.
+    pub(crate) fn forget_unit(&mut self, unit: u32) {
+        self.lists.retain(|list, known| list.unit != unit || matches!(known, Known::Running(_)));
+    }
+
     /// A life of a nexus is over: nobody can ask any more.
-    pub(crate) fn forget_nexus(&mut self, nexus: u32, generation: u32) {
-        self.lists.retain(|(handle, life, _), known| {
-            (*handle, *life) != (nexus, generation) || matches!(known, Known::Running(_))
+    pub(crate) fn forget_nexus(&mut self, nexus: u32, nexus_generation: u32) {
+        self.lists.retain(|list, known| {
+            (list.nexus, list.nexus_generation) != (nexus, nexus_generation)
+                || matches!(known, Known::Running(_))
         });
     }
 }

@@ -21,6 +21,7 @@ use crate::removal::Prevents;
 use crate::rings::{Parked, PendingCancel, Ring, RingCounters, RingState};
 use crate::submission::{Verdict, decide};
 use crate::units::{Configuration, ConfigurationError, Units};
+use crate::work::Work;
 
 /// See the crate's documentation for how it is driven.
 #[derive(Debug)]
@@ -187,6 +188,13 @@ impl Core {
             let ending = copy.ending(outcome == HandlerOutcome::Done);
             self.copies.keep(copy, ending.is_ok());
             return self.end_copy(running.ring, running.token, running.unit, ending);
+        }
+        if let Work::Eject(command) = &running.work
+            && !running.orphaned
+            && !running.stopping
+            && outcome == HandlerOutcome::Done
+        {
+            return self.eject(command);
         }
         if running.orphaned {
             if self.link.state == LinkState::HoldingBack {

@@ -18,7 +18,7 @@ use crate::core::Core;
 use crate::effect::{DataRange, Effect, Level};
 use crate::operations::Running;
 use crate::rings::RingState;
-use crate::units::Unit;
+use crate::units::{DeviceHandle, Unit};
 use crate::work::Work;
 
 /// What this core executes, as the card's configuration says it.
@@ -55,9 +55,10 @@ pub(crate) struct Ending {
 }
 
 /// What became of a command.
-enum Verdict {
+pub(crate) enum Verdict {
     Good(Ending),
     Copy(Box<Copy>),
+    FlushAndEject(DeviceHandle),
 }
 
 impl Core {
@@ -88,6 +89,7 @@ impl Core {
         match self.execute_command(command, list) {
             Ok(Verdict::Good(ending)) => self.end_good(command, ending),
             Ok(Verdict::Copy(copy)) => self.start_copy(command, copy),
+            Ok(Verdict::FlushAndEject(device)) => self.flush_and_eject(command, device),
             Err(sense) => self.check_condition(command.ring, command.token, command.unit, &sense),
         }
     }
@@ -105,7 +107,7 @@ impl Core {
             Some(&(opcode::START_STOP_UNIT | opcode::PREVENT_ALLOW_MEDIUM_REMOVAL))
                 if unit.scsi.removable =>
             {
-                self.medium_removal(command).map(Verdict::Good)
+                self.medium_removal(command)
             }
             Some(&opcode::THIRD_PARTY_COPY_OUT) => self.extended_copy(command, list),
             Some(&opcode::THIRD_PARTY_COPY_IN) => self.receive_copy_results(command),
@@ -220,7 +222,7 @@ impl Core {
         luns.into_iter().flatten().map(|lun| (lun.unit, lun.read_only)).collect()
     }
 
-    fn end_good(&mut self, command: &Forwarded, ending: Ending) {
+    pub(crate) fn end_good(&mut self, command: &Forwarded, ending: Ending) {
         let room = command.data.map_or(0, |data| data.length);
         let mut parameters = ending.parameters;
         // What does not fit the initiator's buffer is cut off.
@@ -255,7 +257,12 @@ impl Core {
 }
 
 fn key(command: &Forwarded, list_identifier: u8) -> ListKey {
-    (command.nexus, command.nexus_generation, list_identifier)
+    ListKey {
+        unit: command.unit,
+        nexus: command.nexus,
+        nexus_generation: command.nexus_generation,
+        identifier: list_identifier,
+    }
 }
 
 /// FORMAT UNIT (SBC-4 5.x): nothing has to be laid out anew, so after its checks it is over, and the

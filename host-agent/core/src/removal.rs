@@ -4,12 +4,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lunar_handlers::Request;
 use lunar_scsi::cdb::{self, Command};
 use lunar_scsi::sense::Sense;
 
 use crate::core::Core;
 use crate::effect::Level;
-use crate::forwarded::{Ending, Forwarded};
+use crate::forwarded::{Ending, Forwarded, Verdict};
+use crate::holds::Hold;
+use crate::operations::{Running, Step};
+use crate::units::DeviceHandle;
+use crate::work::Work;
 
 /// Which lives of nexuses prevent the removal of which unit's medium. A nexus that ended does not.
 #[derive(Debug, Default)]
@@ -21,6 +26,11 @@ impl Prevents {
         for nexuses in self.0.values_mut() {
             nexuses.remove(&(nexus, nexus_generation));
         }
+    }
+
+    /// The unit was reset.
+    pub(crate) fn forget_unit(&mut self, unit: u32) {
+        self.0.remove(&unit);
     }
 
     /// The card starts anew, and all nexuses with it.
@@ -46,7 +56,7 @@ impl Core {
     }
 
     /// PREVENT ALLOW MEDIUM REMOVAL, or START STOP UNIT with LOEJ.
-    pub(crate) fn medium_removal(&mut self, command: &Forwarded) -> Result<Ending, Sense> {
+    pub(crate) fn medium_removal(&mut self, command: &Forwarded) -> Result<Verdict, Sense> {
         let unit = command.unit;
         match cdb::parse(&command.cdb)? {
             Command::PreventAllow { prevent } => {
@@ -57,16 +67,39 @@ impl Core {
                 } else {
                     nexuses.insert(nexus);
                 }
-                Ok(Ending::default())
+                Ok(Verdict::Good(Ending::default()))
             }
-            Command::StartStopUnit { start, load_eject: true, .. } => {
+            Command::StartStopUnit { start, load_eject: true, no_flush, .. } => {
                 if !start && self.removal_prevented_by(unit).is_some() {
                     return Err(Sense::MEDIUM_REMOVAL_PREVENTED);
                 }
-                Ok(self.move_medium(command, start))
+                let cache = self.units.get(unit).filter(|unit| unit.scsi.write_cache);
+                match cache.and_then(|unit| unit.device) {
+                    Some(device) if !start && !no_flush => Ok(Verdict::FlushAndEject(device)),
+                    _ => Ok(Verdict::Good(self.move_medium(command, start))),
+                }
             }
             _ => Err(Sense::INVALID_FIELD_IN_CDB),
         }
+    }
+
+    /// Flushes first: what initiators wrote is on the medium that is taken out (SBC-4, START STOP UNIT,
+    /// NO_FLUSH).
+    pub(crate) fn flush_and_eject(&mut self, command: &Forwarded, device: DeviceHandle) {
+        let step = Step { device, request: Request::Flush, data: None };
+        let work = Work::Eject(Box::new(command.clone()));
+        let (ring, token, unit) = (command.ring, command.token, command.unit);
+        self.insert(Running::new(ring, token, unit, step, work, Hold::Nothing));
+    }
+
+    /// The cache was flushed. Somebody may have prevented the removal meanwhile.
+    pub(crate) fn eject(&mut self, command: &Forwarded) {
+        if self.removal_prevented_by(command.unit).is_some() {
+            let sense = Sense::MEDIUM_REMOVAL_PREVENTED;
+            return self.check_condition(command.ring, command.token, command.unit, &sense);
+        }
+        let ending = self.move_medium(command, false);
+        self.end_good(command, ending);
     }
 
     fn move_medium(&mut self, command: &Forwarded, load: bool) -> Ending {

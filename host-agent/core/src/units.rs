@@ -154,7 +154,7 @@ impl Units {
             let (block_bytes, blocks) = (unit.block_bytes, unit.blocks);
             let possible = block_bytes.is_power_of_two()
                 && (512..=65536).contains(&block_bytes)
-                && (blocks > 0 || unit.removable)
+                && (blocks > 0 || unit.removable || unit.device_type == NO_DEVICE)
                 && blocks.checked_mul(u64::from(block_bytes)).is_some_and(|all| all <= 1 << 63);
             if !possible {
                 return Err(ConfigurationError::Geometry { name, block_bytes, blocks });
@@ -276,12 +276,14 @@ fn host_commands(unit: &LogicalUnit) -> u32 {
     match (unit.forwards, unit.device_type) {
         (false, _) => 0,
         (true, CD_DVD) => host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL,
+        (true, _) if unit.removable => HOST_COMMANDS | host_command::MEDIUM_REMOVAL,
         (true, _) => HOST_COMMANDS,
     }
 }
 
-/// PERIPHERAL DEVICE TYPE of a CD/DVD device.
+/// PERIPHERAL DEVICE TYPE of a CD/DVD device, and of a unit that only holds its LUN.
 const CD_DVD: u32 = scsi::DeviceType::CdDvd as u32;
+const NO_DEVICE: u32 = scsi::DeviceType::NoDevice as u32;
 
 fn set_mode(unit: &mut LogicalUnit, mode: &ModeParameters) {
     unit.software_write_protect = mode.software_write_protect;

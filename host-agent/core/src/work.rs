@@ -4,6 +4,7 @@
 use lunar_handlers::Request;
 
 use crate::copy::Copy;
+use crate::forwarded::Forwarded;
 use crate::operations::Step;
 
 /// See the module.
@@ -15,13 +16,15 @@ pub(crate) enum Work {
     Unmap(Vec<(u64, u64)>),
     /// EXTENDED COPY: the rest of it.
     Copy(Box<Copy>),
+    /// START STOP UNIT that ejects the medium once what is cached has been flushed.
+    Eject(Box<Forwarded>),
 }
 
 impl Work {
     /// The step after `done`, which was carried out; `None` when that was the last.
     pub(crate) fn next(&mut self, done: &Step) -> Option<Step> {
         match self {
-            Self::Once => None,
+            Self::Once | Self::Eject(_) => None,
             Self::Unmap(rest) => {
                 let (lba, blocks) = rest.pop()?;
                 Some(Step { request: Request::Unmap { lba, blocks }, ..*done })
@@ -33,7 +36,7 @@ impl Work {
     /// Whether there may be another step to leave out.
     pub(crate) fn has_more(&self) -> bool {
         match self {
-            Self::Once => false,
+            Self::Once | Self::Eject(_) => false,
             Self::Unmap(rest) => !rest.is_empty(),
             Self::Copy(_) => true,
         }
@@ -43,7 +46,7 @@ impl Work {
     pub(crate) fn copy(&self) -> Option<&Copy> {
         match self {
             Self::Copy(copy) => Some(copy),
-            Self::Once | Self::Unmap(_) => None,
+            Self::Once | Self::Unmap(_) | Self::Eject(_) => None,
         }
     }
 }

@@ -4,7 +4,10 @@ mod model;
 
 use lunar_core::{COPY_ARENA, Configuration, DeviceHandle, UnitConfiguration};
 use lunar_handlers::{CancelAnswer, Outcome as Handler, Request};
-use lunar_offload_proto::control::{BackendKind, LogicalUnit, Lun, Target, host_command, to_card};
+use lunar_offload_proto::control::{
+    BackendKind, ConfigurationApplied, LogicalUnit, Lun, Target, UnitReset, UnitState,
+    host_command, to_card, to_host,
+};
 use lunar_offload_proto::ring::{
     BlockRequest, CompletionEntry, Operation, Outcome, SideRecord, SubmissionEntry,
 };
@@ -215,6 +218,27 @@ fn a_copy_goes_piece_by_piece_from_handler_to_handler() {
     assert_eq!(ending(&mut bench, &status, &[]), (2, (5, 0x24, 0)));
 }
 
+/// SPC-6, RECEIVE COPY STATUS (LID1): kept for a vendor specific period of time, and known only to the
+/// nexus and the copy manager that it belongs to.
+#[test]
+fn spc_6_a_status_that_nobody_asks_for_is_given_up_after_a_while() {
+    const STATUS: [u8; 16] = [0x84, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0];
+    for (seconds, is_known) in [(9, true), (10, false)] {
+        let mut bench = bench();
+        let (cdb, list) = copy_list(0, &[(0, 1, 1, 0, 4096)]);
+        assert_eq!(
+            ending(&mut bench, &cdb, &list).1.0,
+            0x0A,
+            "a copy that failed has a status too"
+        );
+        bench.now += seconds * model::SECOND;
+        bench.core.on_tick(bench.now);
+        bench.settle();
+        let known = ending(&mut bench, &STATUS, &[]);
+        assert_eq!(known, if is_known { GOOD } else { (2, (5, 0x24, 0)) }, "after {seconds} s");
+    }
+}
+
 #[test]
 fn a_copy_under_way_tells_its_progress_and_keeps_its_identifier() {
     let mut bench = bench();
@@ -322,11 +346,7 @@ fn drive(medium: u32, blocks: u64) -> Bench {
 
 /// Blocks of the drive as the card was told last.
 fn told_blocks(bench: &Bench) -> u64 {
-    let units = bench.sent.iter().rev().find_map(|message| match message {
-        to_card::Message::Configuration(configuration) => Some(&configuration.units),
-        _ => None,
-    });
-    units.expect("sent")[0].blocks
+    told(bench)[0].blocks
 }
 
 const EJECT: [u8; 6] = [0x1B, 0, 0, 0, 2, 0];
@@ -359,6 +379,48 @@ fn an_ejected_medium_is_gone_until_it_is_loaded_or_another_is_put_in() {
     bench.core.set_configuration(with_drive(8, 200), 0).expect("configuration");
     bench.settle();
     assert_eq!(told_blocks(&bench), 200);
+}
+
+/// SBC-4, START STOP UNIT: a disk whose medium is removable is ejected with all that was written to it.
+#[test]
+fn sbc_4_a_disks_cache_is_flushed_before_its_medium_is_ejected() {
+    const NO_FLUSH: [u8; 6] = [0x1B, 0, 0, 0, 0x06, 0];
+    let removable_disk = || {
+        let mut configuration = configuration(&[UNIT, UNIT + 1]);
+        configuration.units[0].unit.removable = true;
+        configuration.units[0].unit.write_cache = true;
+        configuration
+    };
+    let mut bench = Bench::serving();
+    bench.core.set_configuration(removable_disk(), 0).expect("configuration");
+    bench.settle();
+    let commands: Vec<u32> = told(&bench).iter().map(|unit| unit.host_commands).collect();
+    let removal = host_command::MEDIUM_REMOVAL;
+    assert_eq!((commands[0] & removal, commands[1] & removal), (removal, 0));
+
+    forward(&mut bench, 1, &EJECT, &[]);
+    assert_eq!(bench.executing.first().map(|(_, request, _)| *request), Some(Request::Flush));
+    assert_eq!(told_blocks(&bench), 4096, "not before it is flushed");
+    bench.end(Handler::Done);
+    let (ejected, ..) = completion(&mut bench);
+    assert_eq!((ejected.status, told_blocks(&bench)), (0, 0));
+    assert_eq!(ejected.required_generation.get(), bench.core.configuration_generation());
+    assert_eq!(ending(&mut bench, &LOAD, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 4096);
+
+    // A flush that fails, or somebody who prevents the removal meanwhile: the medium stays.
+    forward(&mut bench, 2, &EJECT, &[]);
+    bench.end(Handler::WriteError { lba: 9 });
+    assert_eq!(completion(&mut bench).0.outcome(), Outcome::MediumWriteError);
+    forward(&mut bench, 3, &EJECT, &[]);
+    forward(&mut bench, 4, &PREVENT, &[]);
+    assert_eq!(completion(&mut bench).0.token.get(), 4);
+    bench.end(Handler::Done);
+    assert_eq!(completion(&mut bench).1, (5, 0x53, 0x02));
+    assert_eq!(told_blocks(&bench), 4096);
+    assert_eq!(ending(&mut bench, &ALLOW, &[]), GOOD);
+    assert_eq!(ending(&mut bench, &NO_FLUSH, &[]), GOOD);
+    assert_eq!(told_blocks(&bench), 0);
 }
 
 #[test]
@@ -394,5 +456,109 @@ fn a_read_that_was_meant_for_the_medium_before_does_not_read_the_new_one() {
             bench.end(Handler::Done);
         }
         assert_eq!(completion(&mut bench).0.outcome(), outcome);
+    }
+}
+
+/// What the card was told last of the units.
+fn told(bench: &Bench) -> Vec<LogicalUnit> {
+    let configuration = bench.sent.iter().rev().find_map(|message| match message {
+        to_card::Message::Configuration(configuration) => Some(configuration.units.clone()),
+        _ => None,
+    });
+    configuration.expect("sent")
+}
+
+fn reset(bench: &mut Bench, gate: u32) -> u32 {
+    bench.control(to_host::Message::UnitReset(UnitReset { unit: UNIT, gate }));
+    match bench.sent.back() {
+        Some(to_card::Message::UnitResetDone(done)) => {
+            assert_eq!(done.gate, gate);
+            done.required_generation
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn spc_6_a_logical_unit_reset_ends_preventions_and_brings_mode_parameters_back() {
+    let mut bench = drive(7, 100);
+    assert_eq!(ending(&mut bench, &PREVENT, &[]), GOOD);
+    // Nothing has to be told to the card, so it waits for nothing.
+    assert_eq!(reset(&mut bench, 1), 0);
+    assert_eq!(bench.core.removal_prevented_by(UNIT), None);
+    assert_eq!(ending(&mut bench, &EJECT, &[]), GOOD);
+    assert_eq!(reset(&mut bench, 2), 0);
+    assert_eq!(told_blocks(&bench), 0, "what was ejected stays out");
+
+    let mut bench = self::bench();
+    assert_eq!(control_page(&mut bench, true, true), GOOD);
+    assert_eq!(reset(&mut bench, 3), bench.core.configuration_generation());
+    let unit = &told(&bench)[0];
+    assert_eq!((unit.software_write_protect, unit.descriptor_sense), (false, false));
+    assert!(!unit.read_only);
+}
+
+/// SPC-6, RECEIVE COPY STATUS (LID1): a logical unit reset ends what is held of the unit's copies.
+#[test]
+fn spc_6_a_logical_unit_reset_forgets_the_statuses_of_its_copies() {
+    const STATUS: [u8; 16] = [0x84, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0];
+    for (unit, known) in [(UNIT, (2, (5, 0x24, 0))), (UNIT + 1, GOOD)] {
+        let mut bench = bench();
+        let (cdb, list) = copy_list(0, &[(0, 1, 1, 0, 4096)]);
+        assert_eq!(ending(&mut bench, &cdb, &list).0, 2);
+        bench.control(to_host::Message::UnitReset(UnitReset { unit, gate: 1 }));
+        assert_eq!(ending(&mut bench, &STATUS, &[]), known);
+    }
+}
+
+#[test]
+fn spc_6_the_loss_of_an_i_t_nexus_ends_its_prevention() {
+    let mut bench = drive(7, 100);
+    assert_eq!(ending(&mut bench, &PREVENT, &[]), GOOD);
+    bench.control(to_host::Message::NexusEvent(model::logout(1)));
+    bench.login(2);
+    assert_eq!(bench.core.removal_prevented_by(UNIT), None);
+}
+
+/// SPC-6, MODE SELECT: current values are lost with power, and the card that holds them had it all the
+/// time.
+#[test]
+fn spc_6_mode_parameters_and_an_open_tray_outlive_the_agent() {
+    let mut bench = bench();
+    let kept = UnitState {
+        unit: UNIT,
+        software_write_protect: true,
+        descriptor_sense: true,
+        ..UnitState::default()
+    };
+    bench.unit_states = vec![kept, UnitState { unit: 99, ..kept }];
+    bench.restart_agent(2);
+    for ring in 0..model::RINGS {
+        bench.reconcile(ring, 1, &[]);
+    }
+    let unit = &told(&bench)[0];
+    assert!(unit.software_write_protect && unit.descriptor_sense && unit.read_only);
+    // The agent knows better what it told itself.
+    let before = bench.core.configuration_generation();
+    bench.control(to_host::Message::ConfigurationApplied(ConfigurationApplied {
+        generation: before,
+    }));
+    bench.unit_states[0].software_write_protect = false;
+    bench.core.on_control_lost(bench.now);
+    bench.connect(100);
+    bench.ready();
+    assert!(told(&bench)[0].software_write_protect);
+}
+
+#[test]
+fn a_medium_that_was_ejected_stays_out_when_the_agent_is_another() {
+    for (medium, blocks) in [(7, 0), (8, 100)] {
+        let mut bench = Bench::new();
+        let state = UnitState { unit: UNIT, no_medium: true, medium: 7, ..UnitState::default() };
+        bench.unit_states = vec![state];
+        bench.core.set_configuration(with_drive(medium, 100), 0).expect("configuration");
+        bench.connect(100);
+        bench.ready();
+        assert_eq!(told_blocks(&bench), blocks, "medium {medium} after 7 was ejected");
     }
 }

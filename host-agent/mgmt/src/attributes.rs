@@ -186,22 +186,20 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         NULL,
         "1: reads give zeroes instead of anything, with lunar_backend host; default 0"
     ),
-    DeviceAttribute {
-        attribute: Attribute {
-            name: "dummy",
-            meaning: "1: a device without a device type, to fill LUN 0; default 0",
-            store: |_, value| match flag(value)? {
-                false => Ok(()),
-                true => refuse(
-                    "dummy 1 (a device without a device type) is not available yet",
-                    "use 0, or export a device with lunar_backend card as LUN 0",
-                ),
-            },
-            show: |_| None,
-        },
-        handlers: NULL,
-    },
-    flag!("removable", removable, false, DISKS, "1: the medium is removable; default 0"),
+    flag!(
+        "dummy",
+        dummy,
+        false,
+        NULL,
+        "1: no device, only an INQUIRY that says so, for a LUN 0 that nobody is to use; default 0"
+    ),
+    flag!(
+        "removable",
+        removable,
+        false,
+        DISKS,
+        "1: the medium is removable, and initiators can eject and load it if the device is on the host; default 0"
+    ),
     DeviceAttribute {
         attribute: Attribute {
             name: "opt_trans_len",
@@ -246,6 +244,12 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
     text!("t10_vend_id", t10_vend_id, 8, "T10 vendor identification, 8 characters; default LUNAR"),
     text!("prod_id", prod_id, 16, "product identification, 16 characters; default the name"),
     text!("prod_rev_lvl", prod_rev_lvl, 4, "product revision level, 4 characters"),
+    text!(
+        "inq_vend_specific",
+        inq_vend_specific,
+        20,
+        "vendor specific text in INQUIRY data from byte 36 on, 20 characters; default none"
+    ),
     text!("usn", usn, 20, "unit serial number, 20 characters; default made from the name"),
     text!(
         "t10_dev_id",

@@ -9,7 +9,7 @@ use crate::attributes::{
 };
 use crate::diagnostic::{Collector, Diagnostic, Place, Refused};
 use crate::syntax::{self, Statement, TEXT_BYTES_MAX, Word};
-use crate::tree::{Device, Driver, Group, Handler, LUN_MAX, Lun, Luns, Target, Tree};
+use crate::tree::{Device, Driver, Group, Handler, LUN_MAX, Lun, Luns, NullPlace, Target, Tree};
 
 /// Longest name of a device in bytes.
 pub const DEVICE_NAME_BYTES_MAX: usize = 64;
@@ -211,6 +211,13 @@ impl Reader<'_> {
                     format!("remove {attribute} or read_only"),
                 );
             }
+        }
+        if device.dummy && (device.removable || device.null_place == NullPlace::Host) {
+            self.mistakes.error(
+                place("dummy"),
+                format!("dummy 1: `{}` is no device, on the host or removable", name.text),
+                "remove dummy, or lunar_backend and removable",
+            );
         }
         if device.read_zero && !device.on_host() {
             self.mistakes.error(

@@ -129,7 +129,7 @@ pub fn configuration(
 fn card_null(device: &Device) -> Medium {
     Medium {
         block_bytes: device.block_bytes,
-        blocks: device.nullio_blocks(),
+        blocks: if device.dummy { 0 } else { device.nullio_blocks() },
         id: 0,
         read_only: device.read_only,
         write_cache: false,
@@ -190,8 +190,13 @@ fn unit(
         descriptor_sense: false,
         host_commands: 0,
         // PERIPHERAL DEVICE TYPE (SPC-6).
-        device_type: if device.handler == Handler::Cdrom { 5 } else { 0 },
+        device_type: match device.handler {
+            Handler::Cdrom => 5,
+            Handler::NullIo if device.dummy => 31,
+            _ => 0,
+        },
         medium: medium.id,
+        vendor_specific: identity.vendor_specific,
     }
 }
 
@@ -264,6 +269,19 @@ mod tests {
         let units: Vec<_> = target.default_luns.iter().map(|lun| (lun.lun, lun.unit)).collect();
         assert_eq!(units, [(0, 1), (1, 2), (2, 3)]);
         assert!(target.groups[0].luns[0].read_only);
+    }
+
+    #[test]
+    fn a_dummy_is_no_device_and_has_no_blocks_and_the_vendors_text_is_passed_on() {
+        let tree = tree(
+            "HANDLER vdisk_nullio {\nDEVICE a {\ndummy 1\n}\nDEVICE b {\ninq_vend_specific text\n}\n}\n",
+        );
+        let made = configuration(&tree, &mut Handles::default(), &BTreeMap::new(), 1).unwrap();
+        let told = |place: usize| {
+            let unit = &made.units[place];
+            (unit.device_type, unit.blocks == 0, unit.forwards, unit.vendor_specific.as_str())
+        };
+        assert_eq!((told(0), told(1)), ((31, true, false, ""), (0, false, false, "text")));
     }
 
     #[test]

@@ -140,6 +140,8 @@ pub struct Device {
     pub thin_provisioned: bool,
     /// Reads of a nullio device on the host give zeroes.
     pub read_zero: bool,
+    /// A nullio device that is none: INQUIRY says that no device is connected.
+    pub dummy: bool,
     /// RMB in INQUIRY.
     pub removable: bool,
     /// Optimal transfer length in bytes (VPD page B0h), a multiple of the block size.
@@ -171,6 +173,8 @@ pub struct IdentityOverrides {
     pub naa_id: Option<Vec<u8>>,
     /// EUI-64 designator: 8 bytes.
     pub eui64_id: Option<[u8; 8]>,
+    /// Vendor specific text in INQUIRY data, at most 20 characters.
+    pub inq_vend_specific: Option<String>,
 }
 
 /// What a device says it is, complete.
@@ -190,6 +194,8 @@ pub struct Identity {
     pub naa: Vec<u8>,
     /// EUI-64 designator.
     pub eui64: Option<[u8; 8]>,
+    /// Vendor specific text in INQUIRY data, empty without one.
+    pub vendor_specific: String,
 }
 
 impl Device {
@@ -208,6 +214,7 @@ impl Device {
             rotational: true,
             thin_provisioned: false,
             read_zero: false,
+            dummy: false,
             removable: is_cdrom,
             optimal_transfer_bytes: None,
             physical_block_exponent: !is_cdrom,
@@ -219,7 +226,7 @@ impl Device {
 
     /// Whether its commands cross to the host.
     pub fn on_host(&self) -> bool {
-        self.handler.has_file() || self.null_place == NullPlace::Host
+        self.handler.has_file() || (self.null_place == NullPlace::Host && !self.dummy)
     }
 
     /// Which memory its data goes through: what the user said, else host memory for what is executed on the host
@@ -264,6 +271,7 @@ impl Device {
             t10_id,
             naa,
             eui64: own.eui64_id,
+            vendor_specific: own.inq_vend_specific.clone().unwrap_or_default(),
             serial,
         }
     }

@@ -68,7 +68,7 @@ error: `blok_size` is not an attribute of vdisk_nullio device `null1`
  --> scst.conf:3:3
 3 |   blok_size 512
   |   ^^^^^^^^^
-  = way out: known here: blocksize, size, size_mb, read_only, rotational, read_zero, dummy, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, usn, t10_dev_id, naa_id, eui64_id, lunar_backend, lunar_placement
+  = way out: known here: blocksize, size, size_mb, read_only, rotational, read_zero, dummy, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, inq_vend_specific, usn, t10_dev_id, naa_id, eui64_id, lunar_backend, lunar_placement
 1 mistake; nothing of the configuration was applied"
     );
 }
@@ -141,7 +141,9 @@ fn mistakes_are_refused_with_their_reason() {
         (device("vdisk_nullio", "size 1000"), "no multiple of blocksize 512"),
         (device("vdisk_nullio", "read_zero 1"), "add `lunar_backend host`"),
         (device("vdisk_nullio", "read_zero 2"), "`2` is not 0 or 1"),
-        (device("vdisk_nullio", "dummy 1"), "dummy 1 (a device without a device type)"),
+        (device("vdisk_nullio", "dummy 1\nlunar_backend host"), "`a` is no device"),
+        (device("vdisk_nullio", "dummy 1\nremovable 1"), "`a` is no device"),
+        (device("vdisk_nullio", "inq_vend_specific twenty_one_characters"), "has 21 characters"),
         (device("vdisk_nullio", "size 0"), "a capacity of 0 bytes"),
         (device("vdisk_nullio", "size_mb 99999999999999"), "is not possible"),
         (device("vdisk_nullio", "size 512\nsize_mb 1"), "both give the capacity"),
@@ -273,12 +275,14 @@ prop_compose! {
         } else {
             device.size_bytes = sized.then(|| blocks << block_shift);
             device.null_place = if host { NullPlace::Host } else { NullPlace::Card };
+            device.dummy = flags[7] && !host && !device.removable;
         }
         device.placement_override = [None, Some(Placement::HostDram), Some(Placement::CardDram)][placement];
         device.optimal_transfer_bytes = flags[3].then_some(1 << 19);
         device.identity.prod_id = product;
         device.identity.usn = serial;
         device.identity.eui64_id = eui64_id;
+        device.identity.inq_vend_specific = flags[6].then(|| "vendor text".to_owned());
         device.identity.naa_id = naa.map(|rest| [&[0x5f], &rest[..]].concat());
         device
     }

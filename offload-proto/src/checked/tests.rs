@@ -95,6 +95,7 @@ fn a_unit_with_a_field_out_of_range_is_refused_by_name() {
     assert!(unit_refusal(|unit| unit.vendor.push('x')).contains("vendor"));
     assert!(unit_refusal(|unit| unit.product = "é".to_owned()).contains("printable ASCII"));
     assert!(unit_refusal(|unit| unit.serial = "s".repeat(65)).contains("serial"));
+    assert!(unit_refusal(|unit| unit.vendor_specific = "v".repeat(21)).contains("vendor_specific"));
     assert!(unit_refusal(|unit| unit.naa = vec![1; 9]).contains("naa has 9 bytes"));
     assert!(unit_refusal(|unit| unit.eui64 = vec![1; 7]).contains("eui64 has 7 bytes"));
     let mut greatest = unit(3);
@@ -104,6 +105,8 @@ fn a_unit_with_a_field_out_of_range_is_refused_by_name() {
         control::LogicalUnit { removable: true, blocks: 0, device_type: 5, medium: 7, ..unit(3) };
     let empty = LogicalUnit::try_from(&empty).unwrap();
     assert_eq!((empty.blocks, empty.device_type, empty.medium), (0, 5, 7));
+    let dummy = control::LogicalUnit { blocks: 0, device_type: 31, ..unit(3) };
+    assert_eq!(LogicalUnit::try_from(&dummy).unwrap().device_type, 31);
 }
 
 fn target_refusal(spoil: impl FnOnce(&mut control::Target)) -> String {

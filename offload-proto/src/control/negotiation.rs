@@ -17,10 +17,12 @@ pub mod feature {
     pub const FORWARD: u64 = 1 << 1;
     /// Ring operations may be cancelled.
     pub const CANCEL: u64 = 1 << 2;
+    /// The agent is told when a unit was reset, and answers.
+    pub const RESETS: u64 = 1 << 3;
     /// Every feature this build knows.
-    pub const ALL: u64 = HOST_DRAM | FORWARD | CANCEL;
-    const NAMES: [(u64, &str); 3] =
-        [(HOST_DRAM, "host-dram"), (FORWARD, "forward"), (CANCEL, "cancel")];
+    pub const ALL: u64 = HOST_DRAM | FORWARD | CANCEL | RESETS;
+    const NAMES: [(u64, &str); 4] =
+        [(HOST_DRAM, "host-dram"), (FORWARD, "forward"), (CANCEL, "cancel"), (RESETS, "resets")];
 
     /// The names of the known features in `bits`.
     pub fn names(bits: u64) -> impl Iterator<Item = &'static str> {

@@ -3,7 +3,6 @@
 //!     #: mkfs, mount, copy, verify, unmount and fsck       what it proves
 //!     #: targets lio lunar                                 against which targets; none without it
 //!     #: machines 2                                        how many; one without it
-//!     #: long                                              it takes minutes, and runs only by its name or with all
 //!     #: limit 300                                         seconds, far above what it takes
 
 use std::fs;
@@ -23,8 +22,6 @@ pub struct Scenario {
     pub target: Option<String>,
     /// Whether it needs a second machine beside the one that it runs in.
     pub needs_two: bool,
-    /// Whether it takes so long that it is not meant by the name of its target.
-    pub is_long: bool,
     /// How long it may take before it counts as hung.
     pub limit: Duration,
 }
@@ -51,8 +48,8 @@ pub fn all(guest: &Path) -> Result<Vec<Scenario>> {
     Ok(found)
 }
 
-/// Those that are named: by their names, by a target (`lunar`: all but the long ones), or by what is the same
-/// against every target (`files`). All of them without a name.
+/// Those that are named: by their names, by a target (`lunar`), or by what is the same against every target
+/// (`files`). All of them without a name.
 pub fn named(all: &[Scenario], names: &[String]) -> Result<Vec<Scenario>> {
     for name in names {
         if !all.iter().any(|scenario| answers_to(scenario, name)) {
@@ -66,7 +63,7 @@ pub fn named(all: &[Scenario], names: &[String]) -> Result<Vec<Scenario>> {
 
 fn answers_to(scenario: &Scenario, name: &str) -> bool {
     scenario.name == name
-        || (scenario.target.as_deref() == Some(name) && !scenario.is_long)
+        || scenario.target.as_deref() == Some(name)
         || scenario.name.split_once(':').is_some_and(|(_, of_any)| of_any == name)
 }
 
@@ -74,13 +71,9 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
     let mut lines = script.lines().filter_map(|line| line.strip_prefix("#: "));
     let proves = lines.next().context("it does not say what it proves, in a first line `#: …`")?;
     let mut targets = Vec::new();
-    let (mut needs_two, mut is_long) = (false, false);
+    let mut needs_two = false;
     let mut limit = LIMIT_DEFAULT;
     for line in lines {
-        if line == "long" {
-            is_long = true;
-            continue;
-        }
         match line.split_once(' ') {
             Some(("targets", names)) => targets.extend(names.split(' ').map(str::to_string)),
             Some(("limit", seconds)) => {
@@ -88,7 +81,7 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
                 limit = Duration::from_secs(seconds.with_context(|| format!("`#: {line}`"))?);
             }
             Some(("machines", "2")) => needs_two = true,
-            _ => bail!("`#: {line}` is none of `targets`, `machines 2`, `long` and `limit`"),
+            _ => bail!("`#: {line}` is none of `targets`, `machines 2` and `limit`"),
         }
     }
     let scenario = |target: Option<String>| Scenario {
@@ -96,7 +89,6 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
         proves: proves.to_string(),
         target,
         needs_two,
-        is_long,
         limit,
     };
     Ok(if targets.is_empty() {
@@ -131,16 +123,14 @@ mod tests {
             parse("boot", "#: boots").unwrap(),
             parse("files", "#: f\n#: targets lio lunar").unwrap(),
             parse("reset", "#: r\n#: targets lio lunar").unwrap(),
-            parse("suite", "#: s\n#: targets lunar\n#: long").unwrap(),
         ]
         .concat();
         let names = |wanted: &[&str]| -> Vec<String> {
             let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
             named(&all, &wanted).unwrap().into_iter().map(|scenario| scenario.name).collect()
         };
-        assert_eq!(names(&[]).len(), 6);
+        assert_eq!(names(&[]).len(), 5);
         assert_eq!(names(&["lunar"]), ["lunar:files", "lunar:reset"]);
-        assert_eq!(names(&["suite"]), ["lunar:suite"]);
         assert_eq!(names(&["boot"]), ["boot"]);
         assert_eq!(names(&["lio"]), ["lio:files", "lio:reset"]);
         assert_eq!(names(&["files"]), ["lio:files", "lunar:files"]);

@@ -2,11 +2,12 @@
 //! data phases with direct and indirect descriptors.
 
 use lunar_initiator::cdbs::{self, Transfer, read10, write10};
-use lunar_initiator::{Command, Data, Event, Shape};
+use lunar_initiator::{Command, Data, Event, Initiator, Shape};
 use lunar_scenario::{HARDWARE, Lab, configuration, small_limits, submit, submit_with};
 use lunar_scsi::lun;
 use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::iu::Residual;
+use lunar_target::Report;
 
 /// ASC and ASCQ of fixed format sense data.
 fn asc(sense: &Option<Box<[u8]>>) -> (u8, u8) {
@@ -250,6 +251,84 @@ fn sam_7_7_logical_unit_reset_gives_every_nexus_on_every_poll_group_a_unit_atten
             let tag = submit(initiator, 1, &cdbs::test_unit_ready());
             assert_eq!(lab.response(initiator, tag).0, 0);
         }
+    }
+}
+
+/// Runs for a while; the response code of a task management function that was answered.
+fn answered(lab: &mut Lab, initiator: &mut Initiator) -> Option<u8> {
+    let mut events = Vec::new();
+    for _ in 0..600 {
+        initiator.flush();
+        lab.step();
+        initiator.poll(&mut events);
+    }
+    events.iter().find_map(|event| match event {
+        Event::TaskManagementResponse { code, .. } => Some(*code),
+        _ => None,
+    })
+}
+
+/// The next reset that the coordinator reports: unit and name.
+fn reported_reset(lab: &mut Lab) -> Option<(u32, u32)> {
+    while let Some(report) = lab.coordinator.report() {
+        if let Report::UnitReset { unit, gate } = report {
+            return Some((unit, gate));
+        }
+    }
+    None
+}
+
+/// SAM-6 6.3.3: what the host keeps of a unit is a part of its reset.
+#[test]
+fn sam_6_3_3_a_unit_that_the_host_executes_is_reset_when_the_host_did_its_part() {
+    let forwarding = |generation| {
+        let mut configuration = configuration(generation);
+        configuration.units[0].logical_unit.forwards = true;
+        configuration
+    };
+    let reset = |initiator: &mut Initiator, number| {
+        let function = lunar_scsi::task_set::TaskManagementFunction::LogicalUnitReset;
+        initiator.task_management(function, lun::encode(number), None).expect("room");
+    };
+    for hardware in HARDWARE {
+        let mut lab = Lab::new(hardware, 2, &small_limits());
+        lab.configure(forwarding(2));
+        let mut initiator = lab.logged_in(1);
+        lab.coordinator.report_resets(true);
+        reset(&mut initiator, 0);
+        assert_eq!(answered(&mut lab, &mut initiator), None);
+        let (unit, gate) = reported_reset(&mut lab).expect("reported");
+        assert_eq!(unit, 1);
+        lab.coordinator.reset_reported(gate + 1, 0);
+        assert_eq!(answered(&mut lab, &mut initiator), None, "another's name");
+        // What the host changed is in force before the answer.
+        lab.coordinator.reset_reported(gate, 3);
+        assert_eq!(answered(&mut lab, &mut initiator), None);
+        lab.coordinator.configure(forwarding(3));
+        assert_eq!(answered(&mut lab, &mut initiator), Some(0));
+        // A configuration that was refused keeps nobody waiting; nor does a host that goes.
+        for end in [
+            |lab: &mut Lab| lab.coordinator.refused(4),
+            |lab: &mut Lab| {
+                lab.coordinator.report_resets(false);
+            },
+        ] {
+            reset(&mut initiator, 0);
+            assert_eq!(answered(&mut lab, &mut initiator), None);
+            let (_, gate) = reported_reset(&mut lab).expect("reported");
+            lab.coordinator.reset_reported(gate, 4);
+            assert_eq!(answered(&mut lab, &mut initiator), None);
+            end(&mut lab);
+            assert_eq!(answered(&mut lab, &mut initiator), Some(0));
+        }
+        // Without a host, at once; the next one hears of it once. A unit of the card alone is nobody else's.
+        for number in [0, 1] {
+            reset(&mut initiator, number);
+            assert_eq!(answered(&mut lab, &mut initiator), Some(0));
+        }
+        lab.coordinator.report_resets(true);
+        assert_eq!(reported_reset(&mut lab), Some((1, 0)));
+        assert_eq!(reported_reset(&mut lab), None);
     }
 }
 

@@ -185,7 +185,7 @@ pub(super) fn write(
             write_protected | if unit.fua { DPOFUA } else { 0 }
         }
         // MMC-6, mode parameter header: reserved.
-        DeviceType::CdDvd => 0,
+        DeviceType::CdDvd | DeviceType::NoDevice => 0,
     };
     let long_lba = sense.long && sense.llbaa && !sense.dbd;
     let descriptor_bytes = match (sense.dbd, long_lba) {
@@ -243,8 +243,8 @@ fn pages(sense: &ModeSense, unit: &LogicalUnit, writer: &mut Writer<'_>) {
     }
 }
 
-/// What MODE SELECT can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What MODE SELECT can change; the defaults are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModeParameters {
     /// SWP.
     pub software_write_protect: bool,

@@ -264,12 +264,14 @@ fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let identity = &unit.identity;
     const ADDITIONAL_LENGTH: u8 = STANDARD_INQUIRY_BYTES - 5;
     let third_party_copy = if vpd::copies(unit) { THIRD_PARTY_COPY } else { 0 };
-    writer.put(&[unit.device_type as u8, removable, VERSION, FORMAT, ADDITIONAL_LENGTH]);
+    writer.put(&[unit.device_type.peripheral(), removable, VERSION, FORMAT, ADDITIONAL_LENGTH]);
     writer.put(&[third_party_copy, MULTI_PORT, COMMAND_QUEUING]);
     writer.put(&identity.vendor);
     writer.put(&identity.product);
     writer.put(&identity.revision);
-    writer.zeros(22); // vendor specific, clocking, reserved
+    let vendor_specific = identity.vendor_specific.as_bytes();
+    writer.put(vendor_specific);
+    writer.zeros(22_usize.saturating_sub(vendor_specific.len())); // the rest of it, clocking, reserved
     for descriptor in identity.version_descriptors {
         writer.put(&descriptor.to_be_bytes());
     }

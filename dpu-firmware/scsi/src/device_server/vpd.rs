@@ -62,7 +62,7 @@ pub(super) const BYTES_MAX: u32 = 4 + (4 + 8 + 64) + (4 + 16) + (4 + 8) + (4 + 4
 
 /// One page. Without a unit the page says so and lists nothing but itself.
 pub(super) fn write(page: u8, unit: Option<&LogicalUnit>, writer: &mut Writer<'_>) {
-    let qualifier_and_type = unit.map_or(NO_DEVICE, |unit| unit.device_type as u8);
+    let qualifier_and_type = unit.map_or(NO_DEVICE, |unit| unit.device_type.peripheral());
     writer.put(&[qualifier_and_type, page, 0, 0]);
     match (page, unit) {
         (SUPPORTED_PAGES, Some(unit)) => {

@@ -12,7 +12,7 @@ use lunar_core::{
 use lunar_handlers::{Arena, CancelAnswer, Outcome as HandlerOutcome, Request};
 use lunar_offload_proto::control::{
     self, BackendKind, HelloAccepted, LogicalUnit, NexusEvent, NexusEventKind, Reconcile,
-    RingsReady, ToCard, ToHost, feature, to_card, to_host,
+    RingsReady, ToCard, ToHost, UnitState, feature, to_card, to_host,
 };
 use lunar_offload_proto::cursor::{Consumer, Producer};
 use lunar_offload_proto::ring::{
@@ -103,6 +103,8 @@ pub struct Bench {
     /// (card epoch, configuration generation), as the keeper has them.
     pub remembered: Option<(u64, u32)>,
     pub control_closed: Vec<String>,
+    /// What the card says of its units when its rings are ready.
+    pub unit_states: Vec<UnitState>,
 }
 
 fn config(epoch: u64, generation: u32, recovered: Option<Recovered>) -> CoreConfig {
@@ -149,6 +151,7 @@ impl Bench {
             log: Vec::new(),
             remembered: None,
             control_closed: Vec::new(),
+            unit_states: Vec::new(),
             arena,
         }
     }
@@ -214,7 +217,11 @@ impl Bench {
 
     pub fn ready(&mut self) {
         assert_eq!(self.core.link_state(), LinkState::RingsOffered);
-        self.control(to_host::Message::RingsReady(RingsReady::default()));
+        let unit_states = self.unit_states.clone();
+        self.control(to_host::Message::RingsReady(RingsReady {
+            unit_states,
+            ..RingsReady::default()
+        }));
     }
 
     pub fn login(&mut self, generation: u32) {

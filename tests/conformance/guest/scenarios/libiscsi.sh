@@ -1,12 +1,12 @@
 #: libiscsi's SCSI suite through /dev/sg, and its MultipathIO through two: no test fails, none is lost
 #: targets lunar
-#: long
-#: limit 1800
+#: limit 900
 # What the numbers are made of, and why each test is skipped that is: docs/conformance.md.
 . /guest/initiator.sh
 
 # Tests that pass without a word of having been skipped. Fewer is a failure; a test gained raises it.
-least=152
+least=146
+least_extended_copy=6
 least_multipath=2
 
 # suite NAME TESTS LEAST DEVICE...: runs the tests, and counts.
@@ -56,6 +56,18 @@ disk
 # First, because CompareAndWrite takes a block for zero that it does not write: the disk has to be new.
 suite multipath ALL.MultipathIO $least_multipath "$first" "$generic"
 logout "$host"
-suite all ALL $least "$first"
+# ExtendedCopy alone begins with an E, and comes last: it leaves the status of a copy that failed under list
+# identifier 1, and ReceiveCopyResults.CopyStatus wants nothing to be known of that. A status is kept for ten
+# seconds; what comes out is not to hang on how fast the guest is.
+suite all 'ALL.[!E]*' $least "$first"
+suite extended-copy ALL.ExtendedCopy $least_extended_copy "$first"
+# What needs a medium that can be taken out, which the disk has from now on. One after the other, because a medium
+# that comes back is a unit attention, which the suite takes when it starts.
+disk_attributes="$disk_attributes
+		removable 1"
+reconfigured
+suite prevent-allow ALL.PreventAllow.Simple 1 "$first"
+suite start-stop 'ALL.StartStopUnit.[!S]*' 2 "$first"
+suite no-media ALL.NoMedia 1 "$first"
 logout "$first_host"
 target_stop
