@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod alua;
 pub mod cdb;
 pub mod device_server;
 pub mod extended_copy;

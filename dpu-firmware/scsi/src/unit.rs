@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use crate::alua::Tpgs;
 use crate::opcodes::HostCommands;
 
 /// A logical unit. [`LogicalUnit::new`] gives the plainest one; whoever sets more fields calls
@@ -46,6 +47,8 @@ pub struct LogicalUnit {
     pub maximum_transfer_blocks: u32,
     /// TST in the Control mode page: 0, one task set; 1, one per I_T nexus.
     pub tst: u8,
+    /// TPGS in INQUIRY: whether it has target port groups.
+    pub tpgs: Tpgs,
     /// Names.
     pub identity: Identity,
     /// Has an agent behind it: commands unknown here are forwarded instead of refused.
@@ -90,6 +93,7 @@ impl LogicalUnit {
             optimal_transfer_blocks: 0,
             maximum_transfer_blocks: 0,
             tst: 1,
+            tpgs: Tpgs::None,
             identity,
             forwards: false,
             host_commands: HostCommands::NONE,
@@ -159,8 +163,6 @@ pub struct Identity {
     pub naa: Option<Naa>,
     /// EUI-64 designator (SCST: `eui64_id`).
     pub eui64: Option<[u8; 8]>,
-    /// Relative target port identifier of the port the unit is seen through; zero: none.
-    pub relative_target_port: u16,
     /// VERSION DESCRIPTORs in INQUIRY; zero: no more.
     pub version_descriptors: [u16; 8],
 }
@@ -191,7 +193,6 @@ impl Identity {
             t10_id: Text::named("T10 device id", t10_id)?,
             naa: None,
             eui64: None,
-            relative_target_port: 1,
             version_descriptors: VERSION_DESCRIPTORS,
         })
     }
