@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::access;
+use crate::alua::AccessState;
 use crate::control::{self, BackendKind, PlacementKind};
 use crate::ring::RingLayout;
 
@@ -423,8 +424,7 @@ impl TryFrom<&control::TargetPortGroup> for TargetPortGroup {
                 .filter(|value| *value != 0)
                 .ok_or_else(|| about.refuse(format!("{field} is {value}; 1 to 65535 is possible")))
         };
-        let state = u8::try_from(from.state).ok().filter(|state| matches!(state, 0..=4 | 14 | 15));
-        let state = state.ok_or_else(|| {
+        let state = AccessState::from_code(from.state).map(AccessState::code).ok_or_else(|| {
             about.refuse(format!("state is {}; 0 to 4, 14 or 15 is possible", from.state))
         })?;
         let status_code = u8::try_from(from.status_code).ok().filter(|code| *code <= 2);

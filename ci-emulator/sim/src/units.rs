@@ -100,7 +100,7 @@ pub fn configuration(shape: &Shape) -> Configuration {
         default_luns: luns.collect(),
         ..Target::default()
     };
-    Configuration { units: units.collect(), targets: vec![target] }
+    Configuration { units: units.collect(), targets: vec![target], ..Configuration::default() }
 }
 
 fn unit(described: &Described) -> LogicalUnit {

@@ -651,7 +651,8 @@ fn with_devices(configuration: &control::Configuration, devices: &[String]) -> C
         UnitConfiguration { unit: unit.clone(), device }
     };
     let units = configuration.units.iter().map(unit).collect();
-    Configuration { units, targets: configuration.targets.clone() }
+    let targets = configuration.targets.clone();
+    Configuration { units, targets, device_groups: configuration.device_groups.clone() }
 }
 
 fn log(event: &LogEvent) {

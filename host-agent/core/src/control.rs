@@ -304,6 +304,7 @@ impl Core {
                     cut(&refused.reason)
                 );
                 self.log(Level::Error, "configuration-refused", text);
+                self.end_states(refused.generation, true);
             }
             to_host::Message::NexusEvent(event) => self.on_nexus_event(&event, now_ns),
             to_host::Message::Statistics(statistics) => {
@@ -337,6 +338,7 @@ impl Core {
             ));
         }
         self.applied_generation = generation;
+        self.end_states(generation, false);
     }
 
     fn on_nexus_event(&mut self, event: &NexusEvent, now_ns: u64) {
