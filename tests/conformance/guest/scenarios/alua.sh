@@ -166,7 +166,7 @@ check "VPD page 83h: far's target port group" says_port "$far_generic" 0x2
 stpg 'Invalid opcode' --active --tp=2 "$near_generic"
 check_not "a path in standby cannot be read" dd if=/dev/$far_name of=/dev/null bs=4k count=1 iflag=direct
 file_system
-load 25
+load_in_turns
 load_through "$near_name"
 
 set_to far active
@@ -201,7 +201,7 @@ kernel_sees offline active/optimized
 used 2
 load_through "$far_name"
 still_loaded
-load_is_over
+load_is_enough
 file_system_is_clean
 no_paths
 
@@ -212,7 +212,7 @@ paths
 kernel_sees active/optimized standby
 check "sg_inq: TPGS is both" sh -c "sg_inq $near_generic | grep -q 'TPGS=3'"
 check "mount" mount -t ext4 "$disk" /mnt
-load 14
+load_in_turns
 set_to near standby
 used 2
 load_through "$far_name"
@@ -227,10 +227,11 @@ both_asked
 sg_stpg --state=s --tp=2 "$near_generic" >$a/stpg 2>&1 || fail "sg_stpg: $(cat $a/stpg)"
 check "its own nexus is not told" sg_turs "$near_generic"
 kernel_sees active/optimized standby
-stpg 'Invalid field in parameter list' --state=o --tp=9 "$near_generic"
-stpg 'Set target port groups command failed' --state=o --tp=257 "$near_generic"
+stpg 'byte 6' --state=ao --tp=9 "$near_generic"
+stpg 'byte 4 bit 3' --state=o --tp=1 "$near_generic"
+stpg 'Set target port groups command failed' --state=ao --tp=257 "$near_generic"
 still_loaded
-load_is_over
+load_is_enough
 file_system_is_clean
 target_alua >$a/shown
 check "lunar alua tells of the initiator" grep -q 'far.*standby.*initiator' $a/shown
