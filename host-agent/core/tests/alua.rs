@@ -91,8 +91,11 @@ fn sent(bench: &Bench) -> &control::Configuration {
     found.expect("sent")
 }
 
-/// State, PREF and STATUS CODE of each target port group, and whom the change came through.
-fn groups(bench: &Bench) -> (Vec<(u32, bool, u32)>, (u32, u32)) {
+/// State, PREF and STATUS CODE.
+type Told = (u32, bool, u32);
+
+/// What is told of each target port group, and whom the change came through.
+fn groups(bench: &Bench) -> (Vec<Told>, (u32, u32)) {
     let group = &sent(bench).device_groups[0];
     let states = group.groups.iter().map(|own| (own.state, own.preferred, own.status_code));
     (states.collect(), (group.set_by_nexus, group.set_by_unit))
