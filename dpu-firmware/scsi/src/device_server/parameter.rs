@@ -193,9 +193,10 @@ impl Parameter {
 /// Writes the parameter data, cut where the allocation length or `out` ends. Gives the bytes
 /// written. The lengths inside the data are those of the whole (SPC-6, ALLOCATION LENGTH).
 ///
-/// `unit` is `None` for a LUN without a unit; `port` is the target port it is seen through. `luns` are the numbers that this I_T nexus sees,
-/// ascending, for REPORT LUNS; LUN 0 is reported in any case. `pending` is the unit attention or
-/// other sense data that REQUEST SENSE reports, which the caller has then taken.
+/// `unit` is `None` for a LUN without a unit; `port` is the target port it is seen through. `luns` are
+/// the numbers that this I_T nexus sees, ascending, for REPORT LUNS; LUN 0 is reported in any case.
+/// `pending` is the unit attention or other sense data that REQUEST SENSE reports, which the caller has
+/// then taken.
 pub fn fill(
     parameter: &Parameter,
     unit: Option<&LogicalUnit>,
