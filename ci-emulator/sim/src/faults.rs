@@ -146,7 +146,9 @@ impl World {
 
     /// The target's port goes to standby for a LUN, or is active again.
     fn toggle_standby(&mut self) {
-        let lun = 1 + self.random.index(UNITS.len() - 1);
+        // One at a time: there is to be something to do.
+        let in_standby = self.shape.standby.iter().position(|standby| *standby);
+        let lun = in_standby.unwrap_or_else(|| 1 + self.random.index(UNITS.len() - 1));
         let standby = !self.shape.standby[lun];
         self.shape.standby[lun] = standby;
         self.reconfigure();

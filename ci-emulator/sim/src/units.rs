@@ -111,10 +111,12 @@ pub fn configuration(shape: &Shape) -> Configuration {
 
 /// A device group of one unit.
 fn device_group(described: &Described, standby: bool) -> DeviceGroup {
+    let state = if standby { AccessState::Standby } else { AccessState::Active } as u32;
     let group = TargetPortGroup {
         name: "sim".to_owned(),
         id: 1,
-        state: if standby { AccessState::Standby } else { AccessState::Active } as u32,
+        state,
+        configured_state: state,
         ports: vec![TargetPort { relative_target_port: 1, target: 1 }],
         ..TargetPortGroup::default()
     };

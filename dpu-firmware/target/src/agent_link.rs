@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lunar_offload_proto::checked;
 use lunar_offload_proto::control::{
-    self, ConfigurationApplied, ConfigurationRefused, EventLevel, Goodbye, Heartbeat, Hello,
-    HelloAccepted, HelloRefused, InFlight, NexusEvent, NexusEventKind, Reconcile, Revoked,
+    self, ConfigurationApplied, ConfigurationRefused, DeviceGroup, EventLevel, Goodbye, Heartbeat,
+    Hello, HelloAccepted, HelloRefused, InFlight, NexusEvent, NexusEventKind, Reconcile, Revoked,
     RingSetup, RingSetupRefused, RingsReady, ToCard, ToHost, negotiate, to_card, to_host,
 };
 use lunar_offload_proto::ring::RingLayout;
@@ -54,6 +54,8 @@ pub struct AgentLink {
     offer: u64,
     /// Nexuses that are logged in, by handle: a new agent is told of them.
     nexuses: BTreeMap<u32, NexusEvent>,
+    /// Those of the newest configuration: a new agent is told what became of them.
+    device_groups: Vec<DeviceGroup>,
     /// Arenas of the current offer, to name the one that is revoked.
     revoking: Option<u32>,
     statistics_request: Option<u32>,
@@ -75,6 +77,7 @@ impl AgentLink {
             rings: Vec::new(),
             offer: 0,
             nexuses: BTreeMap::new(),
+            device_groups: Vec::new(),
             revoking: None,
             statistics_request: None,
             heartbeats: 0,
@@ -189,7 +192,10 @@ impl AgentLink {
             to_card::Message::Configuration(configuration) => {
                 let generation = configuration.generation;
                 match convert(&configuration) {
-                    Ok(configuration) => coordinator.configure(configuration),
+                    Ok(checked) => {
+                        self.device_groups = configuration.device_groups;
+                        coordinator.configure(checked);
+                    }
                     Err(reason) => {
                         self.send(to_host::Message::ConfigurationRefused(ConfigurationRefused {
                             generation,
@@ -342,7 +348,10 @@ impl AgentLink {
         if self.rings.iter().any(|ring| ring.state == RingState::Attaching) {
             return;
         }
-        self.send(to_host::Message::RingsReady(RingsReady { copied_arenas: Vec::new() }));
+        self.send(to_host::Message::RingsReady(RingsReady {
+            copied_arenas: Vec::new(),
+            device_groups: self.device_groups.clone(),
+        }));
         // Entries name their nexus, and a new agent parks those of nexuses it does not know.
         self.outgoing.extend(self.nexuses.values().cloned().map(to_host::Message::NexusEvent));
         let reconciles: Vec<Reconcile> = self

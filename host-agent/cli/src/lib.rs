@@ -94,7 +94,7 @@ pub enum AluaChange {
     /// Puts a target group into another state, and tells the initiators of all devices of its device group.
     ///
     /// It is done when the card has made the change: then what the state does not allow is over. scst.conf is not
-    /// written: after a restart of the agent the states are those of scst.conf again.
+    /// written. The state outlives a restart of the agent, but neither one of the card nor another state in scst.conf.
     Set {
         /// The device group's name in scst.conf.
         device_group: String,

@@ -149,6 +149,34 @@ impl Core {
         }
     }
 
+    /// What the card goes on with since an agent before this one: the states of target port groups that changed
+    /// since that one's configuration, unless this one's begins with another state. A card that was told a
+    /// configuration by this agent has nothing to say that this one does not know better.
+    pub(crate) fn adopt_states(&mut self, kept: &[DeviceGroup]) {
+        if self.applied_generation != 0 {
+            return;
+        }
+        let mut adopted = false;
+        for group in kept {
+            let own = self.device_groups().iter().find(|own| own.name == group.name);
+            let own = own.map_or(&[][..], |own| &own.groups);
+            let pairs = group.groups.iter().filter_map(|kept| {
+                let own = own.iter().find(|own| own.id == kept.id)?;
+                (own.configured_state == kept.configured_state).then_some((own, kept))
+            });
+            let states: Vec<(u32, PortState)> = pairs
+                .map(|(own, kept)| {
+                    let (state, status_code) = (kept.state, kept.status_code);
+                    (own.id, PortState { state, status_code, ..PortState::of(own) })
+                })
+                .collect();
+            adopted |= self.units.set_states(&group.name, &states, None);
+        }
+        if adopted {
+            self.remember_card();
+        }
+    }
+
     fn announce(&mut self) {
         self.remember_card();
         self.send_configuration();

@@ -284,6 +284,7 @@ impl Core {
                     self.log(Level::Warning, "arena-not-imported", text);
                 }
                 self.link.state = LinkState::Ready;
+                self.adopt_states(&ready.device_groups);
                 self.send_configuration();
             }
             to_host::Message::RingSetupRefused(refused)

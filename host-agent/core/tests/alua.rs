@@ -20,6 +20,7 @@ fn configuration(explicit_alua: bool) -> Configuration {
         name: format!("tg{id}"),
         id,
         state: 2 * u32::from(id != 1),
+        configured_state: 2 * u32::from(id != 1),
         ports: vec![port],
         ..TargetPortGroup::default()
     };
@@ -161,6 +162,33 @@ fn spc_6_who_set_the_states_is_left_out_only_where_the_change_comes_alone() {
     assert_eq!(completion(&mut bench), Some((2, 0, (0, 0, 0))));
     set(&mut bench, 3, 1, 0);
     assert_eq!(groups(&bench).1, (NEXUS, UNIT));
+}
+
+/// A killed agent must not give back a path that was taken: the card goes on with the states that it has, and so
+/// does the next agent, unless its configuration begins with another one.
+#[test]
+fn a_new_agent_takes_the_states_over_from_the_card() {
+    let mut before = bench();
+    set(&mut before, 1, 2, 0);
+    before.core.set_target_port_group("dg", "tg1", Some(AccessState::Unavailable), None).unwrap();
+    before.settle();
+    let kept = sent(&before).device_groups.clone();
+    let started = |configuration: Configuration| {
+        let mut bench = Bench::new();
+        bench.core.set_configuration(configuration, 0).expect("configuration");
+        bench.connect(100);
+        let device_groups = kept.clone();
+        let ready = control::RingsReady { device_groups, ..control::RingsReady::default() };
+        bench.control(to_host::Message::RingsReady(ready));
+        groups(&bench)
+    };
+    let expected = vec![(3, false, 2), (0, false, 1), (2, false, 0)];
+    assert_eq!(started(configuration(true)), (expected, (0, 0)));
+    let mut changed = configuration(true);
+    let group = &mut changed.device_groups[0].groups[1];
+    (group.state, group.configured_state) = (1, 1);
+    let expected = vec![(3, false, 2), (1, false, 0), (2, false, 0)];
+    assert_eq!(started(changed).0, expected);
 }
 
 #[test]

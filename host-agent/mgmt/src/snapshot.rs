@@ -223,6 +223,7 @@ fn device_group(
         name: name.clone(),
         id: own.id.into(),
         state: own.state.code().into(),
+        configured_state: own.state.code().into(),
         preferred: own.preferred,
         status_code: 0,
         ports: own.targets.iter().map(port).collect(),

@@ -73,6 +73,7 @@ fn port_group(id: u32, ports: &[(u32, u32)]) -> control::TargetPortGroup {
         preferred: true,
         status_code: 1,
         ports: ports.iter().copied().map(port).collect(),
+        ..Default::default()
     }
 }
 

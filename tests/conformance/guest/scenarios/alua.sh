@@ -205,9 +205,12 @@ load_is_enough
 file_system_is_clean
 no_paths
 
-# Explicit: scsi_dh_alua does, when a group is switched to.
+# Explicit: scsi_dh_alua does, when a group is switched to. A new agent goes on with the states.
 disk_attributes='expl_alua 1'
 reconfigured
+target_alua | grep -q 'near.*offline.*management' || fail "a restart of the agent opens a path"
+set_to near active --preferred 1
+set_to far standby
 paths
 kernel_sees active/optimized standby
 check "sg_inq: TPGS is both" sh -c "sg_inq $near_generic | grep -q 'TPGS=3'"
