@@ -267,6 +267,12 @@ impl CommandRow {
         self.condition == Condition::Thin
     }
 
+    /// Whether only units with target port groups have it.
+    #[must_use]
+    pub fn is_alua_only(&self) -> bool {
+        self.condition == Condition::Alua
+    }
+
     /// Bytes of its CDB, at most 16.
     #[must_use]
     pub fn cdb_bytes(&self) -> u16 {

@@ -130,6 +130,7 @@ fn opcode(row: &CommandRow) -> wire::Opcode {
         },
         device_types: row.types.iter().map(device_type).collect(),
         thin_only: row.is_thin_only(),
+        alua_only: row.is_alua_only(),
         timeout_s: row.timeout_s,
     }
 }

@@ -508,6 +508,8 @@ fn the_commands_are_told_with_who_answers_them() {
     assert_eq!(row("MODE SELECT (10)").answerer, "host");
     assert_eq!(row("GET LBA STATUS (16)").service_action, Some(0x12));
     assert!(row("UNMAP").thin_only && !read.thin_only);
+    assert!(row("REPORT TARGET PORT GROUPS").alua_only && !read.alua_only);
+    assert_eq!(row("SET TARGET PORT GROUPS").answerer, "host");
 }
 
 #[test]

@@ -116,7 +116,12 @@ pub(crate) fn opcodes(reply: &wire::OpcodesReply) -> String {
             opcode.name.clone(),
             opcode.cdb_bytes.to_string(),
             opcode.answerer.clone(),
-            opcode.device_types.join(", ") + if opcode.thin_only { ", thin only" } else { "" },
+            opcode.device_types.join(", ")
+                + match (opcode.thin_only, opcode.alua_only) {
+                    (true, _) => ", thin only",
+                    (_, true) => ", of a device group only",
+                    _ => "",
+                },
             if opcode.timeout_s == 0 { "-".to_owned() } else { format!("{} s", opcode.timeout_s) },
         ]
     });
