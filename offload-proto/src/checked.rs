@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::access;
+use crate::alua::AccessState;
 use crate::control::{self, BackendKind, PlacementKind};
 use crate::ring::RingLayout;
 
@@ -146,6 +147,7 @@ pub struct LogicalUnit {
     pub medium: u32,
     /// Printable ASCII, at most 20 bytes.
     pub vendor_specific: String,
+    pub explicit_alua: bool,
 }
 
 impl TryFrom<&control::LogicalUnit> for LogicalUnit {
@@ -256,6 +258,7 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             device_type,
             medium: from.medium,
             vendor_specific: from.vendor_specific.clone(),
+            explicit_alua: from.explicit_alua,
         })
     }
 }
@@ -393,6 +396,116 @@ fn luns(about: &About<'_>, from: &[control::Lun]) -> Result<Vec<Lun>, Invalid> {
     Ok(luns)
 }
 
+/// Target port groups of a device group, and target ports of a group, at most.
+pub const PORT_GROUPS_MAX: usize = 32;
+
+/// A checked [`control::TargetPortGroup`]; the fields mean what they mean there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TargetPortGroup {
+    pub name: String,
+    /// Not 0.
+    pub id: u16,
+    /// 0 to 4, 14 or 15.
+    pub state: u8,
+    pub preferred: bool,
+    /// 0 to 2.
+    pub status_code: u8,
+    /// Relative target port identifiers, none of them 0.
+    pub ports: Vec<u16>,
+    /// Handles of those of its targets that are this card's.
+    pub targets: Vec<u32>,
+}
+
+impl TryFrom<&control::TargetPortGroup> for TargetPortGroup {
+    type Error = Invalid;
+
+    fn try_from(from: &control::TargetPortGroup) -> Result<Self, Invalid> {
+        let object = || format!("target port group {:?} ({})", from.name, from.id);
+        let about = About(&object);
+        about.name(&from.name, 223)?;
+        let not_zero = |value: u32, field: &str| {
+            u16::try_from(value)
+                .ok()
+                .filter(|value| *value != 0)
+                .ok_or_else(|| about.refuse(format!("{field} is {value}; 1 to 65535 is possible")))
+        };
+        let state = AccessState::from_code(from.state).map(AccessState::code).ok_or_else(|| {
+            about.refuse(format!("state is {}; 0 to 4, 14 or 15 is possible", from.state))
+        })?;
+        let status_code = u8::try_from(from.status_code).ok().filter(|code| *code <= 2);
+        let status_code = status_code.ok_or_else(|| {
+            about.refuse(format!("status_code is {}; 0 to 2 is possible", from.status_code))
+        })?;
+        about.require(from.ports.len() <= PORT_GROUPS_MAX, || {
+            format!("{} ports; at most {PORT_GROUPS_MAX} are possible", from.ports.len())
+        })?;
+        let ports = from.ports.iter();
+        let ports = ports.map(|port| not_zero(port.relative_target_port, "relative_target_port"));
+        Ok(Self {
+            name: from.name.clone(),
+            id: not_zero(from.id, "id")?,
+            state,
+            preferred: from.preferred,
+            status_code,
+            ports: ports.collect::<Result<_, _>>()?,
+            targets: from.ports.iter().map(|port| port.target).filter(|own| *own != 0).collect(),
+        })
+    }
+}
+
+/// A checked [`control::DeviceGroup`]; the fields mean what they mean there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DeviceGroup {
+    pub name: String,
+    pub units: Vec<u32>,
+    /// Each id, each port and each target once.
+    pub groups: Vec<TargetPortGroup>,
+    /// Nexus and unit.
+    pub set_by: Option<(u32, u32)>,
+}
+
+impl TryFrom<&control::DeviceGroup> for DeviceGroup {
+    type Error = Invalid;
+
+    fn try_from(from: &control::DeviceGroup) -> Result<Self, Invalid> {
+        let object = || format!("device group {:?}", from.name);
+        let about = About(&object);
+        about.name(&from.name, 223)?;
+        about.require(from.groups.len() <= PORT_GROUPS_MAX, || {
+            let count = from.groups.len();
+            format!("{count} target port groups; at most {PORT_GROUPS_MAX} are possible")
+        })?;
+        let (mut ids, mut ports, mut targets) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut groups = Vec::new();
+        for group in &from.groups {
+            let group = TargetPortGroup::try_from(group)?;
+            about.require(ids.insert(group.id), || {
+                format!("two target port groups have the id {}", group.id)
+            })?;
+            for port in &group.ports {
+                about.require(ports.insert(*port), || {
+                    format!("relative target port {port} is in it twice")
+                })?;
+            }
+            for target in &group.targets {
+                about.require(targets.insert(*target), || {
+                    format!("the target with handle {target} is in it twice")
+                })?;
+            }
+            groups.push(group);
+        }
+        let set_by = (from.set_by_nexus, from.set_by_unit);
+        Ok(Self {
+            name: from.name.clone(),
+            units: from.units.clone(),
+            groups,
+            set_by: Some(set_by).filter(|(nexus, _)| *nexus != 0),
+        })
+    }
+}
+
 /// A checked [`control::Configuration`]: every LUN's unit is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
@@ -402,6 +515,8 @@ pub struct Configuration {
     pub units: Vec<LogicalUnit>,
     /// Ascending by handle, each handle once.
     pub targets: Vec<Target>,
+    /// A unit is in at most one.
+    pub device_groups: Vec<DeviceGroup>,
 }
 
 impl TryFrom<&control::Configuration> for Configuration {
@@ -443,9 +558,28 @@ impl TryFrom<&control::Configuration> for Configuration {
             }
             targets.push(target);
         }
+        let mut grouped = BTreeSet::new();
+        let mut device_groups = Vec::new();
+        for group in &from.device_groups {
+            let group = DeviceGroup::try_from(group)?;
+            for unit in &group.units {
+                about.require(handles.contains(unit) && grouped.insert(*unit), || {
+                    format!(
+                        "device group {:?} has logical unit {unit}, which is not there or in another",
+                        group.name
+                    )
+                })?;
+            }
+            for target in group.groups.iter().flat_map(|group| &group.targets) {
+                about.require(target_handles.contains(target), || {
+                    format!("device group {:?} has target {target}, which is not there", group.name)
+                })?;
+            }
+            device_groups.push(group);
+        }
         units.sort_by_key(|unit| unit.handle);
         targets.sort_by_key(|target| target.handle);
-        Ok(Self { generation: from.generation, units, targets })
+        Ok(Self { generation: from.generation, units, targets, device_groups })
     }
 }
 

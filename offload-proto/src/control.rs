@@ -26,6 +26,8 @@ pub mod host_command {
     pub const RECEIVE_COPY_RESULTS: u32 = 1 << 3;
     /// START STOP UNIT with LOEJ and PREVENT ALLOW MEDIUM REMOVAL of a removable unit.
     pub const MEDIUM_REMOVAL: u32 = 1 << 4;
+    /// SET TARGET PORT GROUPS.
+    pub const SET_TARGET_PORT_GROUPS: u32 = 1 << 7;
 }
 
 pub use frame::{Decoder, Encoder, FRAME_BYTES_MAX, FrameError, MESSAGE_BYTES_MAX, MESSAGES_MAX};

@@ -1,7 +1,7 @@
 //! What card and host agree on: the protobuf control messages and their framing ([`control`],
 //! [`checked`]), the fixed ring entries ([`ring`]), the arithmetic of the ring cursors ([`cursor`]),
-//! the buckets of the latency histograms ([`histogram`]) and how initiator names are matched against
-//! access groups ([`access`]).
+//! the buckets of the latency histograms ([`histogram`]), how initiator names are matched against
+//! access groups ([`access`]) and the names of access states ([`alua`]).
 //!
 //! No I/O, no clock, no threads and no policy may live here: both sides depend on this crate, and it
 //! depends on neither. Everything that reads bytes survives any bytes: the answer is a value, nothing,
@@ -19,6 +19,7 @@
 )]
 
 pub mod access;
+pub mod alua;
 pub mod checked;
 pub mod control;
 pub mod cursor;

@@ -57,7 +57,8 @@ impl World {
                 let until = self.now + self.random.between(20_000, 800_000);
                 self.card.stall(group, until);
             }
-            11..=16 => self.toggle_read_only(),
+            11..=13 => self.toggle_read_only(),
+            14..=16 => self.toggle_standby(),
             17 => self.toggle_presence(),
             18..=19 => self.announce_revoke(),
             20 => {
@@ -158,6 +159,28 @@ impl World {
             self.read_only_since[lun] = Some(generation.unwrap_or(u32::MAX));
         }
         self.journal.note("LUN read-only", [lun as u64, self.shape.read_only[lun].into(), 0]);
+    }
+
+    /// The target's port goes to standby for a LUN, or is active again.
+    fn toggle_standby(&mut self) {
+        // One at a time: there is to be something to do.
+        let in_standby = self.shape.standby.iter().position(|standby| *standby);
+        let lun = in_standby.unwrap_or_else(|| 1 + self.random.index(UNITS.len() - 1));
+        let standby = !self.shape.standby[lun];
+        self.shape.standby[lun] = standby;
+        self.reconfigure();
+        // Without an agent the next one's configuration will say it.
+        let generation = self.agent.as_ref().map(|agent| agent.core.configuration_generation());
+        let generation = Some(generation.unwrap_or(u32::MAX));
+        if standby {
+            (self.standby_since[lun], self.active_since[lun]) = (generation, None);
+            self.active_at[lun] = u64::MAX;
+        } else {
+            // From now on the card may let writes through.
+            (self.standby_since[lun], self.active_since[lun]) = (None, generation);
+            self.laws.fenced[lun] = false;
+        }
+        self.journal.note("LUN in standby", [lun as u64, standby.into(), 0]);
     }
 
     fn toggle_presence(&mut self) {

@@ -27,7 +27,7 @@ pub enum Law {
     ReadData,
     /// A write whose end was reported does not land any more.
     LateWrite,
-    /// Once a LUN is read-only in force, no write through it lands.
+    /// Once a LUN is read-only or in standby in force, no write through it lands.
     ReadOnly,
     /// A reset or a new nexus is told by a unit attention before anything else.
     UnitAttention,
@@ -207,8 +207,8 @@ impl Laws {
         };
         if self.fenced[running.lun] {
             let text = format!(
-                "unit {unit} LBA {lba}: a write of nexus {} landed through LUN {} after the read-only \
-                 configuration was reported as applied",
+                "unit {unit} LBA {lba}: a write of nexus {} landed through LUN {} after the configuration \
+                 that closed it to writes was reported as applied",
                 running.nexus, running.lun
             );
             return Err(Broken { law: Law::ReadOnly, text });

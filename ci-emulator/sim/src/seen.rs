@@ -124,8 +124,9 @@ impl World {
             Event::AsynchronousEvent { ref sense, .. } => {
                 let key = sense_of(Some(sense));
                 self.journal.note("event: channel, code", [at, key.1.into(), key.2.into()]);
-                // INQUIRY, REPORTED LUNS and CAPACITY DATA HAS CHANGED.
-                if !matches!(key, (UNIT_ATTENTION, 0x3f, 0x03 | 0x0e) | (UNIT_ATTENTION, 0x2a, 9)) {
+                // INQUIRY, REPORTED LUNS and CAPACITY DATA HAS CHANGED, ASYMMETRIC ACCESS STATE CHANGED.
+                let told = [(0x3f, 0x03), (0x3f, 0x0e), (0x2a, 0x09), (0x2a, 0x06)];
+                if key.0 != UNIT_ATTENTION || !told.contains(&(key.1, key.2)) {
                     return broken(Law::Protocol, format!("channel {number}: {event:?}"));
                 }
             }
@@ -403,6 +404,10 @@ impl World {
             (TASK_SET_FULL, _) | (CHECK_CONDITION, UNIT_ATTENTION) => true,
             // A unit that is being removed.
             (BUSY, _) if UNITS[lun].comes_and_goes => true,
+            // TARGET PORT IN STANDBY STATE.
+            (CHECK_CONDITION, NOT_READY) if (sense.1, sense.2) == (0x04, 0x0B) => {
+                self.active_at[lun] >= at
+            }
             (BUSY, _) | (CHECK_CONDITION, NOT_READY | ABORTED_COMMAND) => {
                 outage && UNITS[lun].stores
             }

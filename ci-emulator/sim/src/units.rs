@@ -1,8 +1,11 @@
 //! The configuration that the agents of a run serve: five logical units, of which one comes and goes
-//! and whose LUNs are read-only for a while.
+//! and whose LUNs are read-only or in standby for a while.
 
 use lunar_core::{Configuration, DeviceHandle, UnitConfiguration};
-use lunar_offload_proto::control::{BackendKind, LogicalUnit, Lun, PlacementKind, Target};
+use lunar_offload_proto::control::{
+    BackendKind, DeviceGroup, LogicalUnit, Lun, PlacementKind, Target, TargetPort, TargetPortGroup,
+};
+use lunar_scsi::alua::AccessState;
 
 use crate::card::IT_IU_BYTES_MAX;
 use crate::disk::BLOCK_BYTES;
@@ -73,6 +76,8 @@ pub struct Shape {
     pub read_only: [bool; UNITS.len()],
     /// By LUN: it is not there.
     pub absent: [bool; UNITS.len()],
+    /// By LUN: the target's port is in standby for it (SPC-6 5.17).
+    pub standby: [bool; UNITS.len()],
 }
 
 /// The configuration of `shape`.
@@ -100,7 +105,27 @@ pub fn configuration(shape: &Shape) -> Configuration {
         default_luns: luns.collect(),
         ..Target::default()
     };
-    Configuration { units: units.collect(), targets: vec![target] }
+    let groups = there().map(|(lun, described)| device_group(described, shape.standby[lun]));
+    Configuration { units: units.collect(), targets: vec![target], device_groups: groups.collect() }
+}
+
+/// A device group of one unit.
+fn device_group(described: &Described, standby: bool) -> DeviceGroup {
+    let state = if standby { AccessState::Standby } else { AccessState::Active } as u32;
+    let group = TargetPortGroup {
+        name: "sim".to_owned(),
+        id: 1,
+        state,
+        configured_state: state,
+        ports: vec![TargetPort { relative_target_port: 1, target: 1 }],
+        ..TargetPortGroup::default()
+    };
+    DeviceGroup {
+        name: format!("disk{}", described.unit),
+        units: vec![described.unit],
+        groups: vec![group],
+        ..DeviceGroup::default()
+    }
 }
 
 fn unit(described: &Described) -> LogicalUnit {

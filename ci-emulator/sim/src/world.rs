@@ -121,6 +121,12 @@ pub(crate) struct World {
     pub(crate) shape: Shape,
     /// By LUN: the generation that made it read-only.
     pub(crate) read_only_since: [Option<u32>; UNITS.len()],
+    /// By LUN: the generation that put it into standby, while it is.
+    pub(crate) standby_since: [Option<u32>; UNITS.len()],
+    /// By LUN: the generation that made it active again, until that is in force.
+    pub(crate) active_since: [Option<u32>; UNITS.len()],
+    /// By LUN: since when no command finds it in standby.
+    pub(crate) active_at: [u64; UNITS.len()],
     /// The newest generation that was reported as applied.
     pub(crate) applied: u32,
     pub(crate) faults: Faults,
@@ -169,6 +175,9 @@ impl World {
             nexus_since: vec![0; NEXUSES.len()],
             shape,
             read_only_since: [None; UNITS.len()],
+            standby_since: [None; UNITS.len()],
+            active_since: [None; UNITS.len()],
+            active_at: [0; UNITS.len()],
             applied: 0,
             faults: Faults::new(&mut random),
             commands: 0,
@@ -355,7 +364,11 @@ impl World {
             self.journal.note("configuration applied: generation", [applied.into(), 0, 0]);
         }
         for (lun, fence) in self.laws.fenced.iter_mut().enumerate() {
-            *fence = self.read_only_since[lun].is_some_and(|since| since <= self.applied);
+            let closed = [self.read_only_since[lun], self.standby_since[lun]];
+            *fence = closed.into_iter().flatten().any(|since| since <= self.applied);
+            if self.active_since[lun].is_some_and(|since| since <= self.applied) {
+                (self.active_since[lun], self.active_at[lun]) = (None, self.now);
+            }
         }
         Ok(())
     }
@@ -415,8 +428,11 @@ impl World {
         let shape = configuration(&self.shape);
         let agent = self.host.start(shape, self.now, &mut self.random);
         let generation = agent.core.configuration_generation();
-        for since in self.read_only_since.iter_mut().filter(|since| **since == Some(u32::MAX)) {
-            *since = Some(generation);
+        let closed = self.read_only_since.iter_mut().chain(&mut self.standby_since);
+        for since in closed.chain(&mut self.active_since) {
+            if *since == Some(u32::MAX) {
+                *since = Some(generation);
+            }
         }
         self.agent = Some(agent);
     }

@@ -156,6 +156,13 @@ pub enum Command {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
+    /// REPORT TARGET PORT GROUPS (SPC-6).
+    ReportTargetPortGroups {
+        /// PARAMETER DATA FORMAT: with the extended header.
+        extended: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
     /// A command that the host agent executes; its fields are looked at there.
     Host(HostCommand),
 }
@@ -495,6 +502,7 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
             Ok(Command::MechanismStatus { allocation: u16::from_be_bytes([high, low]) })
         }
         opcode::MAINTENANCE_IN => maintenance_in(cdb),
+        opcode::MAINTENANCE_OUT => maintenance_out(cdb),
         opcode::FORMAT_UNIT => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::FormatUnit)),
         opcode::MODE_SELECT_6 => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
         opcode::MODE_SELECT_10 => fixed::<10>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
@@ -525,7 +533,7 @@ pub(crate) fn parse_usual(cdb: &[u8]) -> Option<Usual> {
 
 /// The command's own bytes, with its CONTROL byte, the last one, checked.
 #[inline(always)]
-fn fixed<const LENGTH: usize>(cdb: &[u8]) -> Result<&[u8; LENGTH], Sense> {
+pub(crate) fn fixed<const LENGTH: usize>(cdb: &[u8]) -> Result<&[u8; LENGTH], Sense> {
     let Some(bytes) = cdb.first_chunk::<LENGTH>() else {
         return Err(Sense::INVALID_FIELD_IN_CDB.with_field(pointer(cdb.len()), None));
     };
@@ -605,7 +613,8 @@ fn action(cdb: &[u8]) -> Result<u8, Sense> {
 }
 
 /// Other service actions are commands of their own, which are not known here.
-const UNKNOWN_ACTION: Sense = Sense::INVALID_COMMAND_OPERATION_CODE.with_field(1, Some(4));
+pub(crate) const UNKNOWN_ACTION: Sense =
+    Sense::INVALID_COMMAND_OPERATION_CODE.with_field(1, Some(4));
 
 /// SBC-4, READ CAPACITY (16) and GET LBA STATUS (16).
 fn service_action_in_16(cdb: &[u8]) -> Result<Command, Sense> {
@@ -626,6 +635,17 @@ fn service_action_in_16(cdb: &[u8]) -> Result<Command, Sense> {
 /// SPC-6, REPORT SUPPORTED OPERATION CODES and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
 fn maintenance_in(cdb: &[u8]) -> Result<Command, Sense> {
     let action = action(cdb)?;
+    if action == service_action::REPORT_TARGET_PORT_GROUPS {
+        let [_, format, _, _, _, _, a0, a1, a2, a3, _, _] = *fixed::<12>(cdb)?;
+        // SPC-6, PARAMETER DATA FORMAT: the others are reserved.
+        let extended = match format >> 5 {
+            0b000 => false,
+            0b001 => true,
+            _ => return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1, Some(7))),
+        };
+        let allocation = u32::from_be_bytes([a0, a1, a2, a3]);
+        return Ok(Command::ReportTargetPortGroups { extended, allocation });
+    }
     if action != service_action::REPORT_SUPPORTED_OPERATION_CODES
         && action != service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS
     {
@@ -643,6 +663,14 @@ fn maintenance_in(cdb: &[u8]) -> Result<Command, Sense> {
         action: u16::from_be_bytes([s0, s1]),
         allocation,
     }))
+}
+
+fn maintenance_out(cdb: &[u8]) -> Result<Command, Sense> {
+    if action(cdb)? != service_action::SET_TARGET_PORT_GROUPS {
+        return Err(UNKNOWN_ACTION);
+    }
+    fixed::<12>(cdb)?;
+    Ok(Command::Host(HostCommand::SetTargetPortGroups))
 }
 
 /// SPC-6, EXTENDED COPY (LID1), and of RECEIVE COPY RESULTS the service actions for it.

@@ -14,6 +14,7 @@ pub use medium::{Data, UNMAP_RANGES_MAX, all_mapped, lba_runs, unmap, unmap_rang
 pub use mode::{ModeParameters, select};
 pub use parameter::{LBA_RUNS_MAX, LbaRun, Parameter, fill, fill_lba_status};
 
+use crate::alua::Tpgs;
 use crate::cdb::{self, ByteCheck, Command, ModeSense, PageControl, Transfer, Usual};
 use crate::opcodes::{self, HostCommand};
 use crate::sense::Sense;
@@ -275,6 +276,15 @@ pub fn begin(unit: &LogicalUnit, lun_read_only: bool, command: &Command) -> Verd
         }
         Command::ReportTaskManagement { extended, allocation } => {
             Verdict::Parameter(Parameter::TaskManagement { extended, allocation })
+        }
+        Command::ReportTargetPortGroups { .. }
+        | Command::Host(HostCommand::SetTargetPortGroups)
+            if unit.tpgs == Tpgs::None =>
+        {
+            refuse(unit, cdb::UNKNOWN_ACTION)
+        }
+        Command::ReportTargetPortGroups { extended, allocation } => {
+            Verdict::Parameter(Parameter::TargetPortGroups { extended, allocation })
         }
         Command::Host(HostCommand::FormatUnit) if !medium::is_writable(unit, lun_read_only) => {
             Verdict::Done(Err(medium::write_protected(unit)))

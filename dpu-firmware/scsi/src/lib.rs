@@ -20,6 +20,7 @@
 
 extern crate alloc;
 
+pub mod alua;
 pub mod cdb;
 pub mod device_server;
 pub mod extended_copy;

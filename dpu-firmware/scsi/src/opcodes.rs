@@ -3,6 +3,7 @@
 //! `lunar show opcodes` the same for people. What a command means is decided in `device_server`, what
 //! its bytes say in `cdb`.
 
+use crate::alua::Tpgs;
 use crate::unit::{DeviceType, LogicalUnit};
 
 /// Operation codes of the commands that are known here (SPC-6, SBC-4 and MMC-6, command tables).
@@ -55,6 +56,7 @@ pub mod opcode {
     pub const SERVICE_ACTION_IN_16: u8 = 0x9E;
     pub const REPORT_LUNS: u8 = 0xA0;
     pub const MAINTENANCE_IN: u8 = 0xA3;
+    pub const MAINTENANCE_OUT: u8 = 0xA4;
     pub const READ_12: u8 = 0xA8;
     pub const WRITE_12: u8 = 0xAA;
     pub const WRITE_AND_VERIFY_12: u8 = 0xAE;
@@ -68,6 +70,8 @@ pub mod service_action {
     #![allow(missing_docs, reason = "the names are the standards' own")]
     pub const READ_CAPACITY_16: u8 = 0x10;
     pub const GET_LBA_STATUS: u8 = 0x12;
+    pub const REPORT_TARGET_PORT_GROUPS: u8 = 0x0A;
+    pub const SET_TARGET_PORT_GROUPS: u8 = 0x0A;
     pub const REPORT_SUPPORTED_OPERATION_CODES: u8 = 0x0C;
     pub const REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS: u8 = 0x0D;
     pub const EXTENDED_COPY_LID1: u8 = 0x00;
@@ -90,6 +94,8 @@ pub enum HostCommand {
     /// Ejecting and loading a medium and preventing that: START STOP UNIT with LOEJ and PREVENT ALLOW
     /// MEDIUM REMOVAL of a removable unit.
     MediumRemoval,
+    /// SET TARGET PORT GROUPS: the states are every nexus's and every unit's of a device group.
+    SetTargetPortGroups = 7,
 }
 
 /// Which of them the agent behind a unit executes.
@@ -103,7 +109,7 @@ impl HostCommands {
     /// As bits: 1 << the [`HostCommand`]. Others are commands that this version does not know.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
-        Self((bits & 0x1F) as u8)
+        Self((bits & 0x9F) as u8)
     }
 
     /// These and `command`.
@@ -134,6 +140,22 @@ enum Condition {
     Always,
     /// Thin provisioned ones.
     Thin,
+    /// Those with target port groups.
+    Alua,
+}
+
+/// In which states a target port takes a command (SPC-6 5.17.2), beside active, non-optimized and logical
+/// block dependent, in which it takes all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// No other.
+    Active,
+    /// Standby: it leaves the medium alone.
+    Standby,
+    /// All but transitioning.
+    Settled,
+    /// All.
+    Always,
 }
 
 /// Bits of byte 1 that only some units look at.
@@ -172,6 +194,7 @@ pub struct CommandRow {
     pub timeout_s: u32,
     condition: Condition,
     bits: Bits,
+    reach: Reach,
 }
 
 impl CommandRow {
@@ -191,6 +214,7 @@ impl CommandRow {
             timeout_s: 30,
             condition: Condition::Always,
             bits: Bits::None,
+            reach: Reach::Active,
         }
     }
 
@@ -218,6 +242,14 @@ impl CommandRow {
         Self { condition: Condition::Thin, ..self }
     }
 
+    const fn alua(self) -> Self {
+        Self { condition: Condition::Alua, ..self }
+    }
+
+    const fn reach(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
     const fn bits(self, bits: Bits) -> Self {
         Self { bits, ..self }
     }
@@ -236,6 +268,7 @@ impl CommandRow {
         let offered = match self.condition {
             Condition::Always => true,
             Condition::Thin => unit.thin,
+            Condition::Alua => unit.tpgs != Tpgs::None,
         };
         answered && offered && self.types.contains(&unit.device_type)
     }
@@ -244,6 +277,12 @@ impl CommandRow {
     #[must_use]
     pub fn is_thin_only(&self) -> bool {
         self.condition == Condition::Thin
+    }
+
+    /// Whether only units with target port groups have it.
+    #[must_use]
+    pub fn is_alua_only(&self) -> bool {
+        self.condition == Condition::Alua
     }
 
     /// Bytes of its CDB, at most 16.
@@ -266,6 +305,8 @@ impl CommandRow {
     }
 }
 
+use Reach::{Always, Settled, Standby};
+
 /// CONTROL: NACA is looked at, and refused.
 const C: u8 = 0x04;
 /// A whole byte.
@@ -277,18 +318,19 @@ const FLAGS: u8 = 0xF8;
 #[rustfmt::skip]
 pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("TEST UNIT READY", &[0x00, 0, 0, 0, 0, C]).all_types(), // SPC-6
-    CommandRow::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, F, C]).every_type(), // SPC-6
+    CommandRow::new("REQUEST SENSE", &[0x03, 0x01, 0, 0, F, C]).every_type().reach(Always), // SPC-6
     CommandRow::new("FORMAT UNIT", &[0x04, 0xFF, 0, 0, 0x03, C]) // SBC-4
         .host(HostCommand::FormatUnit).timeout_s(0),
     CommandRow::new("READ (6)", &[0x08, 0x1F, F, F, F, C]), // SBC-4
     CommandRow::new("WRITE (6)", &[0x0A, 0x1F, F, F, F, C]), // SBC-4
-    CommandRow::new("INQUIRY", &[0x12, 0x03, F, F, F, C]).every_type(), // SPC-6
+    CommandRow::new("INQUIRY", &[0x12, 0x03, F, F, F, C]).every_type().reach(Always), // SPC-6
     CommandRow::new("MODE SELECT (6)", &[0x15, 0x13, 0, 0, F, C]) // SPC-6
-        .host(HostCommand::ModeSelect).all_types(),
-    CommandRow::new("MODE SENSE (6)", &[0x1A, 0x08, F, F, F, C]).all_types(), // SPC-6
+        .host(HostCommand::ModeSelect).all_types().reach(Standby),
+    CommandRow::new("MODE SENSE (6)", &[0x1A, 0x08, F, F, F, C]).all_types().reach(Standby), // SPC-6
     CommandRow::new("START STOP UNIT", &[0x1B, 0x01, 0, 0, 0xF7, C]).all_types().timeout_s(60), // SBC-4
     CommandRow::new("PREVENT ALLOW MEDIUM REMOVAL", &[0x1E, 0, 0, 0, 0x03, C]).all_types(), // SPC-6
-    CommandRow::new("READ CAPACITY (10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, C]).all_types(), // SBC-4
+    CommandRow::new("READ CAPACITY (10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, C]) // SBC-4
+        .all_types().reach(Standby),
     CommandRow::new("READ (10)", &[0x28, FLAGS, F, F, F, F, 0, F, F, C]) // SBC-4
         .all_types().bits(Bits::DpoFua),
     CommandRow::new("WRITE (10)", &[0x2A, FLAGS, F, F, F, F, 0, F, F, C]).bits(Bits::DpoFua), // SBC-4
@@ -305,11 +347,11 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("READ TOC/PMA/ATIP", &[0x43, 0x02, 0x0F, 0, 0, 0, F, F, F, 0xC4]).cd(), // MMC-6
     CommandRow::new("GET CONFIGURATION", &[0x46, 0x03, F, F, 0, 0, 0, F, F, C]).cd(), // MMC-6
     CommandRow::new("GET EVENT STATUS NOTIFICATION", &[0x4A, 0x01, 0, 0, F, 0, 0, F, F, C]).cd(), // MMC-6
-    CommandRow::new("LOG SENSE", &[0x4D, 0x01, F, F, 0, 0, 0, F, F, C]).all_types(), // SPC-6
+    CommandRow::new("LOG SENSE", &[0x4D, 0x01, F, F, 0, 0, 0, F, F, C]).all_types().reach(Standby), // SPC-6
     CommandRow::new("READ DISC INFORMATION", &[0x51, 0x07, 0, 0, 0, 0, 0, F, F, C]).cd(), // MMC-6
     CommandRow::new("MODE SELECT (10)", &[0x55, 0x13, 0, 0, 0, 0, 0, F, F, C]) // SPC-6
-        .host(HostCommand::ModeSelect).all_types(),
-    CommandRow::new("MODE SENSE (10)", &[0x5A, 0x18, F, F, 0, 0, 0, F, F, C]).all_types(), // SPC-6
+        .host(HostCommand::ModeSelect).all_types().reach(Standby),
+    CommandRow::new("MODE SENSE (10)", &[0x5A, 0x18, F, F, 0, 0, 0, F, F, C]).all_types().reach(Standby), // SPC-6
     CommandRow::new("EXTENDED COPY (LID1)", &[0x83, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C])
         .action(service_action::EXTENDED_COPY_LID1) // SPC-6
         .host(HostCommand::ExtendedCopy).timeout_s(0),
@@ -337,14 +379,19 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("WRITE SAME (16)", &[0x93, 0xFF, F, F, F, F, F, F, F, F, F, F, F, F, 0, C]) // SBC-4
         .bits(Bits::Unmap).timeout_s(60),
     CommandRow::new("READ CAPACITY (16)", &[0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C])
-        .action(service_action::READ_CAPACITY_16), // SBC-4
+        .action(service_action::READ_CAPACITY_16).reach(Standby), // SBC-4
     CommandRow::new("GET LBA STATUS (16)", &[0x9E, 0x1F, F, F, F, F, F, F, F, F, F, F, F, F, 0, C])
         .action(service_action::GET_LBA_STATUS), // SBC-4
-    CommandRow::new("REPORT LUNS", &[0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, C]).every_type(), // SPC-6
+    CommandRow::new("REPORT LUNS", &[0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, C]).every_type().reach(Always), // SPC-6
+    CommandRow::new("REPORT TARGET PORT GROUPS", &[0xA3, 0xFF, 0, 0, 0, 0, F, F, F, F, 0, C]) // SPC-6
+        .action(service_action::REPORT_TARGET_PORT_GROUPS).all_types().alua().reach(Always),
     CommandRow::new("REPORT SUPPORTED OPERATION CODES", &[0xA3, 0x1F, 0x87, F, F, F, F, F, F, F, 0, C])
-        .action(service_action::REPORT_SUPPORTED_OPERATION_CODES).all_types(), // SPC-6
+        .action(service_action::REPORT_SUPPORTED_OPERATION_CODES).all_types().reach(Standby), // SPC-6
     CommandRow::new("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", &[0xA3, 0x1F, 0x80, 0, 0, 0, F, F, F, F, 0, C])
-        .action(service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS).all_types(), // SPC-6
+        .action(service_action::REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS).all_types().reach(Standby), // SPC-6
+    CommandRow::new("SET TARGET PORT GROUPS", &[0xA4, 0x1F, 0, 0, 0, 0, F, F, F, F, 0, C]) // SPC-6
+        .action(service_action::SET_TARGET_PORT_GROUPS).all_types().alua().reach(Settled)
+        .host(HostCommand::SetTargetPortGroups),
     CommandRow::new("READ (12)", &[0xA8, FLAGS, F, F, F, F, F, F, F, F, 0, C]) // SBC-4
         .all_types().bits(Bits::DpoFua),
     CommandRow::new("WRITE (12)", &[0xAA, FLAGS, F, F, F, F, F, F, F, F, 0, C]).bits(Bits::DpoFua), // SBC-4
@@ -365,4 +412,15 @@ pub(crate) fn fits(device_type: DeviceType, cdb: &[u8]) -> bool {
         Some(row) if row.operation == operation => row.types.contains(&device_type),
         _ => true,
     }
+}
+
+/// In which states a target port takes the command that a CDB names. One that is not in the table changes
+/// nothing and is refused with the others.
+pub(crate) fn reach(cdb: &[u8]) -> Reach {
+    let [operation, action, ..] = *cdb else { return Reach::Active };
+    let begin = COMMANDS.partition_point(|row| row.operation < operation);
+    let rows = COMMANDS.get(begin..).unwrap_or_default().iter();
+    rows.take_while(|row| row.operation == operation)
+        .find(|row| row.action.is_none_or(|own| own == u16::from(action & 0x1F)))
+        .map_or(Reach::Active, |row| row.reach)
 }

@@ -108,6 +108,12 @@ impl Sense {
     pub const NOT_READY_BECOMING_READY: Self = Self::new(SenseKey::NotReady, 0x04, 0x01);
     /// 04/0A: ALUA, the target port group is changing state.
     pub const NOT_READY_TRANSITIONING: Self = Self::new(SenseKey::NotReady, 0x04, 0x0A);
+    /// 04/0B: ALUA, the target port is in standby state.
+    pub const TARGET_PORT_IN_STANDBY: Self = Self::new(SenseKey::NotReady, 0x04, 0x0B);
+    /// 04/0C: ALUA, the target port is in unavailable state.
+    pub const TARGET_PORT_UNAVAILABLE: Self = Self::new(SenseKey::NotReady, 0x04, 0x0C);
+    /// 04/12: ALUA, the target port is offline.
+    pub const NOT_READY_OFFLINE: Self = Self::new(SenseKey::NotReady, 0x04, 0x12);
 
     /// 11/00: UNRECOVERED READ ERROR.
     pub const MEDIUM_ERROR_READ: Self = Self::new(SenseKey::MediumError, 0x11, 0x00);
@@ -115,6 +121,9 @@ impl Sense {
     pub const MEDIUM_ERROR_WRITE: Self = Self::new(SenseKey::MediumError, 0x0C, 0x00);
     /// 44/00: the target itself failed.
     pub const INTERNAL_TARGET_FAILURE: Self = Self::new(SenseKey::HardwareError, 0x44, 0x00);
+
+    /// 67/0A: SET TARGET PORT GROUPS COMMAND FAILED.
+    pub const SET_TARGET_PORT_GROUPS_FAILED: Self = Self::new(SenseKey::HardwareError, 0x67, 0x0A);
 
     /// 27/00: the logical unit is read only.
     pub const WRITE_PROTECTED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x00);

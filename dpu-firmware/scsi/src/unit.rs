@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use crate::alua::Tpgs;
 use crate::opcodes::HostCommands;
 
 /// A logical unit. [`LogicalUnit::new`] gives the plainest one; whoever sets more fields calls
@@ -46,6 +47,8 @@ pub struct LogicalUnit {
     pub maximum_transfer_blocks: u32,
     /// TST in the Control mode page: 0, one task set; 1, one per I_T nexus.
     pub tst: u8,
+    /// TPGS in INQUIRY: whether it has target port groups.
+    pub tpgs: Tpgs,
     /// Names.
     pub identity: Identity,
     /// Has an agent behind it: commands unknown here are forwarded instead of refused.
@@ -104,6 +107,7 @@ impl LogicalUnit {
             optimal_transfer_blocks: 0,
             maximum_transfer_blocks: 0,
             tst: 1,
+            tpgs: Tpgs::None,
             identity,
             forwards: false,
             host_commands: HostCommands::NONE,
@@ -177,8 +181,6 @@ pub struct Identity {
     /// The vendor specific bytes 36 to 55 of INQUIRY data, filled up with zeros (SCST:
     /// `inq_vend_specific`).
     pub vendor_specific: Text<20>,
-    /// Relative target port identifier of the port the unit is seen through; zero: none.
-    pub relative_target_port: u16,
     /// VERSION DESCRIPTORs in INQUIRY; zero: no more.
     pub version_descriptors: [u16; 8],
 }
@@ -210,7 +212,6 @@ impl Identity {
             naa: None,
             eui64: None,
             vendor_specific: Text::EMPTY,
-            relative_target_port: 1,
             version_descriptors: VERSION_DESCRIPTORS,
         })
     }

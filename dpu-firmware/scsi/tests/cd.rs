@@ -1,5 +1,6 @@
 //! CD/DVD devices (MMC-6): what a drive says of itself and of its disc, and what it has not.
 
+use lunar_scsi::alua::TargetPort;
 use lunar_scsi::device_server::{Verdict, begin_cdb, fill};
 use lunar_scsi::opcodes::{COMMANDS, HostCommand, HostCommands};
 use lunar_scsi::sense::Sense;
@@ -43,7 +44,14 @@ fn data_after(unit: &LogicalUnit, head: &[u8], changed: bool) -> Vec<u8> {
         *place = changed;
     }
     let mut out = vec![0xEE; parameter.length_max() as usize];
-    let length = fill(&parameter, Some(unit), &mut std::iter::empty(), None, &mut out);
+    let length = fill(
+        &parameter,
+        Some(unit),
+        TargetPort::default(),
+        &mut std::iter::empty(),
+        None,
+        &mut out,
+    );
     out.truncate(length);
     out
 }
@@ -243,7 +251,7 @@ proptest! {
             let room = parameter.length_max() as usize;
             let mut out = vec![0xEE; room + 64];
             let length =
-                fill(&parameter, Some(&unit), &mut std::iter::empty(), None, &mut out);
+                fill(&parameter, Some(&unit), TargetPort::default(), &mut std::iter::empty(), None, &mut out);
             prop_assert!(length <= room);
             prop_assert!(out[length..].iter().all(|byte| *byte == 0xEE));
         }

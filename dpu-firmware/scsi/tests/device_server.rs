@@ -1,5 +1,6 @@
 //! The device server from the initiator's side: CDB in, verdict and parameter data out.
 
+use lunar_scsi::alua::{TargetPort, Tpgs};
 use lunar_scsi::cdb::{self, Command};
 use lunar_scsi::device_server::{
     BlockOperation, BlockOutcome, Ending, Parameter, Verdict, begin, begin_absent, begin_cdb, fill,
@@ -54,16 +55,24 @@ fn invalid_field(byte: u16, bit: Option<u8>) -> Verdict {
 
 /// The parameter data that a command gets, with nothing pending and LUNs 0 and 300.
 fn data(unit: Option<&LogicalUnit>, cdb: &[u8]) -> Vec<u8> {
+    data_through(unit, TargetPort::default(), cdb)
+}
+
+fn data_through(unit: Option<&LogicalUnit>, port: TargetPort, cdb: &[u8]) -> Vec<u8> {
     let verdict = unit.map_or_else(|| begin_absent(cdb), |unit| verdict(unit, cdb));
     let Verdict::Parameter(parameter) = verdict else { panic!("{verdict:?}") };
     let mut out = vec![0xEE; parameter.length_max() as usize];
-    let length = fill(&parameter, unit, &mut [0, 300].into_iter(), None, &mut out);
+    let length = fill(&parameter, unit, port, &mut [0, 300].into_iter(), None, &mut out);
     out.truncate(length);
     out
 }
 
 fn vpd(unit: &LogicalUnit, page: u8) -> Vec<u8> {
-    let bytes = data(Some(unit), &cdb(&[0x12, 1, page, 1, 0]));
+    vpd_through(unit, TargetPort::default(), page)
+}
+
+fn vpd_through(unit: &LogicalUnit, port: TargetPort, page: u8) -> Vec<u8> {
+    let bytes = data_through(Some(unit), port, &cdb(&[0x12, 1, page, 1, 0]));
     assert_eq!(bytes[..2], [0, page]);
     assert_eq!(usize::from(u16::from_be_bytes([bytes[2], bytes[3]])), bytes.len() - 4);
     bytes
@@ -294,16 +303,19 @@ fn spc_6_page_83_designates_by_t10_vendor_naa_eui_64_and_port() {
     let mut unit = disk();
     unit.identity.naa = Some(Naa::new(&[0x50, 1, 2, 3, 4, 5, 6, 7]).unwrap());
     unit.identity.eui64 = Some([8; 8]);
-    unit.identity.relative_target_port = 0x0102;
     let mut expected = vec![0x02, 0x01, 0x00, 22];
     expected.extend(b"SCST_FIO5ad3c1f0-disk1");
     expected.extend([0x01, 0x03, 0x00, 8, 0x50, 1, 2, 3, 4, 5, 6, 7]);
     expected.extend([0x01, 0x02, 0x00, 8, 8, 8, 8, 8, 8, 8, 8, 8]);
     expected.extend([0x01, 0x14, 0x00, 4, 0, 0, 1, 2]);
-    assert_eq!(vpd(&unit, 0x83)[4..], expected);
+    expected.extend([0x01, 0x15, 0x00, 4, 0, 0, 3, 4]);
+    let port = TargetPort { relative: 0x0102, group: Some(0x0304) };
+    assert_eq!(vpd_through(&unit, port, 0x83)[4..], expected);
+    let port = TargetPort { group: None, ..port };
+    let without_group = expected.len() - 8;
+    assert_eq!(vpd_through(&unit, port, 0x83)[4..], expected[..without_group]);
     unit.identity.naa = None;
     unit.identity.eui64 = None;
-    unit.identity.relative_target_port = 0;
     assert_eq!(vpd(&unit, 0x83)[4..], expected[..26]);
 }
 
@@ -314,7 +326,8 @@ fn page_83_fits_its_buffer_with_the_longest_names() {
     identity.naa = Some(Naa::new(&[0x60; 16]).unwrap());
     identity.eui64 = Some([9; 8]);
     let unit = LogicalUnit::new(512, 1, identity).unwrap();
-    assert_eq!(vpd(&unit, 0x83).len(), 4 + 76 + 20 + 12 + 8);
+    let port = TargetPort { relative: 1, group: Some(1) };
+    assert_eq!(vpd_through(&unit, port, 0x83).len(), 4 + 76 + 20 + 12 + 8 + 8);
     assert_eq!(vpd(&unit, 0x80).len(), 4 + 64);
 }
 
@@ -360,7 +373,14 @@ fn sbc_4_page_b2_provisioning_type() {
 fn report_luns(select: u8, luns: &[u16]) -> Vec<u8> {
     let parameter = Parameter::ReportLuns { select, allocation: 4096 };
     let mut out = vec![0xEE; 4096];
-    let length = fill(&parameter, Some(&disk()), &mut luns.iter().copied(), None, &mut out);
+    let length = fill(
+        &parameter,
+        Some(&disk()),
+        TargetPort::default(),
+        &mut luns.iter().copied(),
+        None,
+        &mut out,
+    );
     out.truncate(length);
     out
 }
@@ -426,8 +446,14 @@ fn spc_6_request_sense_reports_what_is_pending_in_the_format_asked_for() {
             panic!("REQUEST SENSE gives parameter data");
         };
         let mut out = [0; 252];
-        let length =
-            fill(&parameter, Some(&disk()), &mut std::iter::empty(), Some(pending), &mut out);
+        let length = fill(
+            &parameter,
+            Some(&disk()),
+            TargetPort::default(),
+            &mut std::iter::empty(),
+            Some(pending),
+            &mut out,
+        );
         assert_eq!(&out[..length], expected);
     }
     let nothing = data(Some(&disk()), &cdb(&[0x03, 0, 0, 0, 252]));
@@ -529,7 +555,7 @@ fn sbc_4_the_device_specific_parameter_tells_wp_and_dpofua() {
     let (_, verdict) = begin_cdb(&disk(), true, &cdb(&[0x1A, 0, 0x3F, 0, 0xFF]));
     let Verdict::Parameter(parameter) = verdict else { panic!("{verdict:?}") };
     let mut out = [0; 255];
-    fill(&parameter, Some(&disk()), &mut std::iter::empty(), None, &mut out);
+    fill(&parameter, Some(&disk()), TargetPort::default(), &mut std::iter::empty(), None, &mut out);
     assert_eq!(out[2], 0x90, "mapped read only");
 }
 
@@ -657,6 +683,7 @@ fn any_unit() -> impl Strategy<Value = LogicalUnit> {
             physical_blocks_exponent: bytes[0],
             optimal_transfer_blocks: words[1],
             maximum_transfer_blocks: words[2],
+            tpgs: [Tpgs::None, Tpgs::Implicit, Tpgs::Both][usize::from(blocks as u8 % 3)],
             tst: bytes[1],
             identity: Identity {
                 naa: flags[0].then_some(Naa::Extended([0x60; 16])),
@@ -746,6 +773,8 @@ fn told_length(parameter: &Parameter, bytes: &[u8]) -> Option<usize> {
         }
         Parameter::Configuration(_) => 4 + be32(0),
         Parameter::MechanismStatus { .. } => 8 + be16(6),
+        // Made by another, whose tests are with it.
+        Parameter::TargetPortGroups { .. } => return None,
     })
 }
 
@@ -764,7 +793,7 @@ proptest! {
         let verdict = unit.map_or_else(|| begin_absent(&bytes), |unit| verdict(unit, &bytes));
         let Verdict::Parameter(parameter) = verdict else { return Ok(()) };
         let run = |parameter: &Parameter, out: &mut [u8]| {
-            fill(parameter, unit, &mut luns.iter().copied(), None, out)
+            fill(parameter, unit, TargetPort::default(), &mut luns.iter().copied(), None, out)
         };
         // The same request with no limit on its length.
         let generous = match parameter {
@@ -813,6 +842,7 @@ proptest! {
             Parameter::MechanismStatus { .. } => {
                 Parameter::MechanismStatus { allocation: u16::MAX }
             }
+            Parameter::TargetPortGroups { .. } => return Ok(()),
         };
         let mut whole = vec![0; 4096];
         let whole_length = run(&generous, &mut whole);

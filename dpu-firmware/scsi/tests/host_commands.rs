@@ -1,5 +1,6 @@
 //! What the host agent executes: MODE SELECT and EXTENDED COPY parameter lists in, decisions out.
 
+use lunar_scsi::alua::TargetPort;
 use lunar_scsi::device_server::{ModeParameters, begin_cdb, fill, select};
 use lunar_scsi::extended_copy::{
     self, CopyProgress, CopyStatus, LIST_BYTES_MAX, ListIdUsage, Receive, SEGMENTS_MAX, Segment,
@@ -36,7 +37,14 @@ fn sensed(unit: &LogicalUnit, long: bool, page: u8, subpage: u8) -> Vec<u8> {
         panic!("{verdict:?}")
     };
     let mut out = vec![0; parameter.length_max() as usize];
-    let length = fill(&parameter, Some(unit), &mut std::iter::empty(), None, &mut out);
+    let length = fill(
+        &parameter,
+        Some(unit),
+        TargetPort::default(),
+        &mut std::iter::empty(),
+        None,
+        &mut out,
+    );
     out.truncate(length);
     out
 }

@@ -1,6 +1,7 @@
 //! The commands about the medium besides the ordinary READ and WRITE, and the reports: CDB in, verdict
 //! and parameter data out. What the field's conformance suites ask of a disk is asked here first.
 
+use lunar_scsi::alua::{TargetPort, Tpgs};
 use lunar_scsi::cdb::ByteCheck;
 use lunar_scsi::device_server::{
     BlockOperation, LbaRun, UNMAP_RANGES_MAX, Verdict, all_mapped, begin_cdb, fill,
@@ -57,7 +58,14 @@ fn data(unit: &LogicalUnit, head: &[u8]) -> Vec<u8> {
     let verdict = verdict(unit, head);
     let Verdict::Parameter(parameter) = verdict else { panic!("{verdict:?}") };
     let mut out = vec![0xEE; parameter.length_max() as usize];
-    let length = fill(&parameter, Some(unit), &mut std::iter::empty(), None, &mut out);
+    let length = fill(
+        &parameter,
+        Some(unit),
+        TargetPort::default(),
+        &mut std::iter::empty(),
+        None,
+        &mut out,
+    );
     out.truncate(length);
     out
 }
@@ -385,7 +393,9 @@ fn spc_6_each_command_that_is_listed_can_be_asked_for_singly_and_is_known() {
             .with(HostCommand::ModeSelect)
             .with(HostCommand::FormatUnit)
             .with(HostCommand::ExtendedCopy)
-            .with(HostCommand::ReceiveCopyResults),
+            .with(HostCommand::ReceiveCopyResults)
+            .with(HostCommand::SetTargetPortGroups),
+        tpgs: Tpgs::Both,
         ..thin()
     };
     let of_a_disk = COMMANDS.iter().filter(|row| row.types.contains(&DeviceType::Disk));
@@ -471,10 +481,11 @@ fn the_bits_of_the_hosts_commands_are_those_of_the_control_message() {
         HostCommand::ReceiveCopyResults,
         HostCommand::MediumRemoval,
     ];
-    for (bit, command) in in_order.into_iter().enumerate() {
+    let bits = (0..).zip(in_order).chain([(7, HostCommand::SetTargetPortGroups)]);
+    for (bit, command) in bits {
         assert_eq!(HostCommands::from_bits(1 << bit), HostCommands::NONE.with(command));
     }
-    assert_eq!(HostCommands::from_bits(!0x1F), HostCommands::NONE);
+    assert_eq!(HostCommands::from_bits(!0x9F), HostCommands::NONE);
 }
 
 // Removable media, other device types

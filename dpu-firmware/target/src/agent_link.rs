@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lunar_offload_proto::checked;
 use lunar_offload_proto::control::{
-    self, ConfigurationApplied, ConfigurationRefused, EventLevel, Goodbye, Heartbeat, Hello,
-    HelloAccepted, HelloRefused, InFlight, NexusEvent, NexusEventKind, Reconcile, Revoked,
+    self, ConfigurationApplied, ConfigurationRefused, DeviceGroup, EventLevel, Goodbye, Heartbeat,
+    Hello, HelloAccepted, HelloRefused, InFlight, NexusEvent, NexusEventKind, Reconcile, Revoked,
     RingSetup, RingSetupRefused, RingsReady, ToCard, ToHost, UnitReset, UnitState, feature,
     negotiate, to_card, to_host,
 };
@@ -55,6 +55,8 @@ pub struct AgentLink {
     offer: u64,
     /// Nexuses that are logged in, by handle: a new agent is told of them.
     nexuses: BTreeMap<u32, NexusEvent>,
+    /// Those of the newest configuration: a new agent is told what became of them.
+    device_groups: Vec<DeviceGroup>,
     /// Arenas of the current offer, to name the one that is revoked.
     revoking: Option<u32>,
     statistics_request: Option<u32>,
@@ -76,6 +78,7 @@ impl AgentLink {
             rings: Vec::new(),
             offer: 0,
             nexuses: BTreeMap::new(),
+            device_groups: Vec::new(),
             revoking: None,
             statistics_request: None,
             heartbeats: 0,
@@ -192,7 +195,10 @@ impl AgentLink {
             to_card::Message::Configuration(configuration) => {
                 let generation = configuration.generation;
                 match convert(&configuration) {
-                    Ok(configuration) => coordinator.configure(configuration),
+                    Ok(checked) => {
+                        self.device_groups = configuration.device_groups;
+                        coordinator.configure(checked);
+                    }
                     Err(reason) => {
                         coordinator.refused(generation);
                         self.send(to_host::Message::ConfigurationRefused(ConfigurationRefused {
@@ -365,7 +371,8 @@ impl AgentLink {
         if self.rings.iter().any(|ring| ring.state == RingState::Attaching) {
             return;
         }
-        let ready = RingsReady { copied_arenas: Vec::new(), unit_states };
+        let device_groups = self.device_groups.clone();
+        let ready = RingsReady { copied_arenas: Vec::new(), unit_states, device_groups };
         self.send(to_host::Message::RingsReady(ready));
         // Entries name their nexus, and a new agent parks those of nexuses it does not know.
         self.outgoing.extend(self.nexuses.values().cloned().map(to_host::Message::NexusEvent));

@@ -6,6 +6,7 @@ use lunar_dma::sgv::Placement;
 use lunar_offload_proto::access;
 use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
 pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
+use lunar_scsi::alua::{AccessState, StatusCode, TargetPort, TargetPortGroup, Tpgs};
 use lunar_scsi::opcodes::HostCommands;
 use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit, Naa, Text};
 use lunar_srp::login::PortId;
@@ -19,6 +20,68 @@ pub struct Configuration {
     pub units: Vec<Unit>,
     /// Targets of this card.
     pub targets: Vec<Target>,
+    /// Device groups; a unit is in at most one.
+    pub device_groups: Vec<DeviceGroup>,
+}
+
+/// Units that are reached through the same target port groups, in the same states (SPC-6 5.17).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceGroup {
+    /// Handles of its units, ascending.
+    pub units: Vec<u32>,
+    /// Its target port groups.
+    pub groups: Vec<PortGroup>,
+    /// Nexus and unit of the SET TARGET PORT GROUPS that made the last change of states, if one did: they
+    /// know of it.
+    pub set_by: Option<(u32, u32)>,
+}
+
+/// A target port group of a device group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortGroup {
+    /// TARGET PORT GROUP.
+    pub id: u16,
+    /// The state of its ports.
+    pub state: AccessState,
+    /// PREF.
+    pub preferred: bool,
+    /// Why it is in its state.
+    pub status: StatusCode,
+    /// Relative target port identifiers, those of other nodes included.
+    pub ports: Vec<u16>,
+    /// Handles of those of its targets that are this card's.
+    pub targets: Vec<u32>,
+}
+
+impl PortGroup {
+    /// As REPORT TARGET PORT GROUPS tells it.
+    #[must_use]
+    pub fn told(&self) -> TargetPortGroup<'_> {
+        let Self { id, state, preferred, status, ref ports, targets: _ } = *self;
+        TargetPortGroup { id, state, preferred, status, ports }
+    }
+}
+
+impl TryFrom<checked::DeviceGroup> for DeviceGroup {
+    type Error = String;
+
+    fn try_from(from: checked::DeviceGroup) -> Result<Self, String> {
+        let port_group = |group: checked::TargetPortGroup| {
+            let unknown = || format!("target port group {:?}: its state is not known", group.name);
+            Ok(PortGroup {
+                id: group.id,
+                state: AccessState::from_code(group.state).ok_or_else(unknown)?,
+                preferred: group.preferred,
+                status: StatusCode::from_code(group.status_code).ok_or_else(unknown)?,
+                ports: group.ports,
+                targets: group.targets,
+            })
+        };
+        let mut units = from.units;
+        units.sort_unstable();
+        let groups = from.groups.into_iter().map(port_group).collect::<Result<_, String>>()?;
+        Ok(Self { units, groups, set_by: from.set_by })
+    }
 }
 
 /// Longest transfer of one command in bytes: the greatest class of the SGV caches. Told to
@@ -58,16 +121,18 @@ impl TryFrom<checked::Configuration> for Configuration {
     type Error = String;
 
     fn try_from(from: checked::Configuration) -> Result<Self, String> {
-        let units = from
-            .units
-            .iter()
-            .map(|unit| convert_unit(unit, &from.targets))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { generation: from.generation, units, targets: from.targets })
+        let groups = from.device_groups.into_iter().map(DeviceGroup::try_from);
+        let device_groups: Vec<_> = groups.collect::<Result<_, _>>()?;
+        let unit = |unit: &checked::LogicalUnit| convert_unit(unit, &device_groups);
+        let units = from.units.iter().map(unit).collect::<Result<_, _>>()?;
+        Ok(Self { generation: from.generation, units, targets: from.targets, device_groups })
     }
 }
 
-fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit, String> {
+fn convert_unit(
+    unit: &checked::LogicalUnit,
+    device_groups: &[DeviceGroup],
+) -> Result<Unit, String> {
     let about = |reason: String| format!("logical unit {:?}: {reason}", unit.name);
     if unit.handle > Unit::HANDLE_MAX {
         return Err(about(format!(
@@ -89,7 +154,6 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         eui64: unit.eui64,
         // Checked before.
         vendor_specific: Text::new(&unit.vendor_specific).unwrap_or(Text::EMPTY),
-        relative_target_port: targets.first().map_or(1, |target| target.relative_target_port),
         ..Identity::new(&vendor, &product, &revision, &unit.serial, &unit.t10_id)
             .map_err(|error| about(error.to_string()))?
     };
@@ -104,6 +168,11 @@ fn convert_unit(unit: &checked::LogicalUnit, targets: &[Target]) -> Result<Unit,
         optimal_transfer_blocks: unit.optimal_transfer_blocks,
         maximum_transfer_blocks: TRANSFER_BYTES_MAX / unit.block_bytes,
         tst: unit.task_set_type,
+        tpgs: match (device_group(device_groups, unit.handle), unit.explicit_alua) {
+            (None, _) => Tpgs::None,
+            (Some(_), false) => Tpgs::Implicit,
+            (Some(_), true) => Tpgs::Both,
+        },
         forwards: unit.forwards,
         host_commands: HostCommands::from_bits(unit.host_commands),
         software_write_protect: unit.software_write_protect,
@@ -156,6 +225,38 @@ impl Configuration {
     pub fn unit(&self, handle: u32) -> Option<&Unit> {
         self.units.iter().find(|unit| unit.handle == handle)
     }
+
+    /// The device group of the unit with `handle`.
+    #[must_use]
+    pub fn device_group(&self, unit: u32) -> Option<&DeviceGroup> {
+        device_group(&self.device_groups, unit)
+    }
+
+    /// The target port group of a target for a unit, by their handles.
+    #[must_use]
+    pub fn port_group(&self, target: u32, unit: u32) -> Option<&PortGroup> {
+        let groups = &self.device_group(unit)?.groups;
+        groups.iter().find(|group| group.targets.contains(&target))
+    }
+
+    /// The state in which a target reaches a unit: active without a target port group.
+    #[must_use]
+    pub fn access_state(&self, target: u32, unit: u32) -> AccessState {
+        self.port_group(target, unit).map_or(AccessState::Active, |group| group.state)
+    }
+
+    /// The target port of a target as a unit tells of it.
+    #[must_use]
+    pub fn target_port(&self, target: u32, unit: u32) -> TargetPort {
+        TargetPort {
+            relative: self.target(target).map_or(0, |target| target.relative_target_port),
+            group: self.port_group(target, unit).map(|group| group.id),
+        }
+    }
+}
+
+fn device_group(groups: &[DeviceGroup], unit: u32) -> Option<&DeviceGroup> {
+    groups.iter().find(|group| group.units.binary_search(&unit).is_ok())
 }
 
 /// The LUNs that an initiator with any of these names sees at `target`: those of the first group

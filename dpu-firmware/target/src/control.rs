@@ -6,7 +6,9 @@ use std::sync::Arc;
 use lunar_backend::ring::{RingBackend, RingSetup};
 use lunar_dma::sgv::{Buffer, Placement, SgvCache, Share};
 use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
+use lunar_scsi::alua::AccessState;
 use lunar_scsi::device_server::ModeParameters;
+use lunar_scsi::opcodes::opcode;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit::LogicalUnit;
@@ -17,7 +19,7 @@ use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
 use crate::poll_group::{PollGroup, UnitShard, Units};
 use crate::statistics::{GroupStatistics, NexusStatistics, RingShard, UnitStatistics};
-use crate::task::{Batch, State};
+use crate::task::{Batch, State, Task, Work};
 use crate::trace::Point;
 
 /// A configuration that is being brought in.
@@ -194,10 +196,12 @@ impl<P: Platform> PollGroup<P> {
         let generation = change.configuration.generation;
         self.changing = Some(change);
         self.retry_ahead();
-        let is_open = |(unit, parity): &(u32, usize)| {
-            self.units
-                .get(*unit)
-                .is_some_and(|shard| shard.at_backend.get(*parity).is_some_and(|count| *count != 0))
+        let is_open = |&(unit, parity): &(u32, usize)| {
+            let at_backend = self.units.get(unit).and_then(|shard| shard.at_backend.get(parity));
+            at_backend.is_some_and(|&count| {
+                let of_parity = |task: &Task| (task.access_generation & 1) as usize == parity;
+                count != 0 && count != self.setting_states(unit, of_parity)
+            })
         };
         if self.changing.as_ref().is_some_and(|change| change.fences.iter().any(is_open)) {
             return;
@@ -215,13 +219,31 @@ impl<P: Platform> PollGroup<P> {
         change.drains.contains(&task.unit) || change.fences.contains(&(task.unit, parity))
     }
 
-    /// Tasks of the unit that the host has ended, and that wait for the very change to be made.
+    /// Tasks of the unit that wait for the very change to be made: those that the host has ended, and SET
+    /// TARGET PORT GROUPS, which it ends when the change is reported.
     fn over_but_for_change(&self, handle: u32) -> u32 {
         let waits = |outcome: &&lunar_backend::Outcome| {
             let id = self.tasks.live(outcome.token);
             id.is_some_and(|id| self.tasks.at(id.index).unit == handle)
         };
-        u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0)
+        let ended = u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0);
+        ended + self.setting_states(handle, |_| true)
+    }
+
+    /// SET TARGET PORT GROUPS of the unit that are at the host, among the tasks that `matches` picks.
+    fn setting_states(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
+        let mut count = 0;
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            let is_one = task.unit == unit
+                && task.at_backend
+                && matches!(task.work, Work::Forward)
+                && task.cdb.first() == Some(&opcode::MAINTENANCE_OUT);
+            count += u32::from(is_one && matches(task));
+        }
+        count
     }
 
     fn release_held(&mut self, handle: u32) {
@@ -273,20 +295,21 @@ impl<P: Platform> PollGroup<P> {
         }) {
             *shard = None;
         }
-        self.kit.configuration = configuration.clone();
+        let old = std::mem::replace(&mut self.kit.configuration, configuration.clone());
         for place in 0..self.nexuses.len() {
             if self.nexuses[place].in_use {
-                self.remap(place, configuration, &mut fences);
+                self.remap(place, &old, configuration, &mut fences);
             }
         }
         fences
     }
 
-    /// Gives a nexus the LUN list of the new snapshot. LUNs that stay keep their task set and unit
-    /// attentions; the others are told as SPC-6 wants it.
+    /// Gives a nexus the LUN list of the new snapshot, with the states of its target port. LUNs that stay
+    /// keep their task set and unit attentions; the others are told as SPC-6 wants it.
     fn remap(
         &mut self,
         place: usize,
+        old: &Configuration,
         configuration: &Configuration,
         fences: &mut Vec<(u32, usize)>,
     ) {
@@ -306,22 +329,29 @@ impl<P: Platform> PollGroup<P> {
             let stays = visible.iter().any(|entry| entry.lun == lun.number);
             if lun.mapped && !stays {
                 inventory_changed = true;
-                lun.mapped = false;
+                lun.set_access(false, AccessState::Active);
                 narrow(&mut self.units, fences, lun.unit);
             }
         }
         for entry in visible {
+            let state = configuration.access_state(nexus.target, entry.unit);
             let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
                 inventory_changed = true;
-                added.push(NexusLun::new(entry));
+                added.push(NexusLun::new(entry, state));
                 continue;
             };
             inventory_changed |= !lun.mapped;
-            lun.mapped = true;
+            if lun.reaches_medium && !state.reaches_medium() {
+                narrow(&mut self.units, fences, lun.unit);
+            }
+            lun.set_access(true, state);
             if lun.unit != entry.unit {
                 narrow(&mut self.units, fences, lun.unit);
                 lun.unit = entry.unit;
                 lun.tell(UnitAttention::InquiryDataChanged);
+            } else if let Some(news) = news_of_access(nexus.handle, entry.unit, old, configuration)
+            {
+                lun.tell(news);
             }
             if entry.read_only && !lun.read_only {
                 narrow(&mut self.units, fences, entry.unit);
@@ -629,6 +659,24 @@ impl<P: Platform> PollGroup<P> {
             .ring
             .as_ref()
             .map(|ring| RingShard { counters: ring.statistics(), outstanding: ring.outstanding() });
+    }
+}
+
+/// What a nexus is told of a unit whose target port groups changed: of their states, unless the change was
+/// made by SET TARGET PORT GROUPS through this very nexus and unit (SPC-6 5.17.2), or that it has groups now,
+/// or none any more.
+fn news_of_access(
+    nexus: u32,
+    unit: u32,
+    old: &Configuration,
+    new: &Configuration,
+) -> Option<UnitAttention> {
+    match (old.device_group(unit), new.device_group(unit)) {
+        (None, None) => None,
+        (Some(old), Some(new)) if old.groups == new.groups => None,
+        (Some(_), Some(new)) => (new.set_by != Some((nexus, unit)))
+            .then_some(UnitAttention::AsymmetricAccessStateChanged),
+        _ => Some(UnitAttention::InquiryDataChanged),
     }
 }
 

@@ -9,6 +9,7 @@ use lunar_dma::sgv::{Buffer, ClaimError, Placement};
 use lunar_dma::slots::SlotId;
 use lunar_offload_proto::ring::{LBA_DEALLOCATED, LbaRun as RingRun};
 use lunar_platform::Platform;
+use lunar_scsi::alua;
 use lunar_scsi::cdb::{self, Command};
 use lunar_scsi::device_server::{
     self, BlockOperation, BlockOutcome, Data, Ending, LbaRun, Parameter, Verdict,
@@ -20,7 +21,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 use lunar_srp::descriptor::DataBuffer;
 
 use crate::channel::Channel;
-use crate::configuration::BackendKind;
+use crate::configuration::{BackendKind, PortGroup};
 use crate::fifo::NONE;
 use crate::kit::Kit;
 use crate::nexus::{Nexus, NexusLun};
@@ -178,7 +179,11 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         if !is_there(self.task, lun, unit) {
             return self.begin_absent();
         }
-        let (command, verdict) = device_server::begin_cdb(&unit.logical_unit, lun.read_only, cdb);
+        let (command, verdict) = match alua::check(lun.state, cdb) {
+            Ok(()) => device_server::begin_cdb(&unit.logical_unit, lun.read_only, cdb),
+            // What every state takes is all that no unit attention is in the way of.
+            Err(sense) => (None, Verdict::Done(Err(sense))),
+        };
         if !command.is_some_and(|command| command.ignores_unit_attention())
             && let Some(sense) = lun.attentions.take()
         {
@@ -402,7 +407,18 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let bytes = task.wanted_bytes.min(buffer.bytes());
         let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
         let mut luns = self.nexus.numbers();
-        let length = device_server::fill(&parameter, unit, &mut luns, pending, out);
+        let configuration = &self.kit.configuration;
+        let length = match parameter {
+            Parameter::TargetPortGroups { extended, .. } => {
+                let group = configuration.device_group(task.unit);
+                let groups = group.iter().flat_map(|group| &group.groups).map(PortGroup::told);
+                alua::report(extended, groups, out)
+            }
+            _ => {
+                let port = configuration.target_port(self.nexus.target, task.unit);
+                device_server::fill(&parameter, unit, port, &mut luns, pending, out)
+            }
+        };
         let length = u32::try_from(length).unwrap_or(0);
         task.wanted_bytes = length;
         task.transfer_bytes = length.min(task.data_in.total_bytes());
@@ -456,6 +472,9 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         };
         let read_only = unit.logical_unit.read_only || lun.read_only;
         let cdb = self.kit.receive_region.cdb(task);
+        if let Err(sense) = alua::check(lun.state, cdb) {
+            return Some(task.check(sense));
+        }
         if read_only && cdb::parse(cdb).is_ok_and(|command| command.is_write()) {
             return Some(task.check(Sense::WRITE_PROTECTED));
         }
@@ -808,17 +827,18 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
 }
 
 /// Whether the task's LUN still leads to its unit: it may have been held back for long.
-#[inline(always)]
 fn is_there(task: &Task, lun: &NexusLun, unit: &UnitShard) -> bool {
     lun.mapped && lun.unit == task.unit && unit.in_use
 }
 
 /// What a sound READ or WRITE without a unit attention in its way comes to; `None` for everything else,
-/// a unit that is no longer there included.
+/// a unit included that is no longer there or that the target port may not reach (one flag for both, so
+/// that access states cost nothing here).
 #[inline(always)]
 fn decide(task: &mut Task, lun: &NexusLun, unit: &UnitShard) -> Option<Step> {
     task.access_generation = unit.access_generation;
-    if !is_there(task, lun, unit) || !lun.attentions.is_empty() {
+    let reaches_medium = lun.reaches_medium && lun.unit == task.unit && unit.in_use;
+    if !reaches_medium || !lun.attentions.is_empty() {
         return None;
     }
     let logical_unit = &unit.logical_unit;

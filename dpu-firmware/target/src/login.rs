@@ -241,7 +241,10 @@ impl<P: Platform> PollGroup<P> {
         nexus.target_port = request.target_port;
         nexus.target = target.handle;
         nexus.peer = peer;
-        nexus.luns = visible_luns(target, nexus).iter().map(NexusLun::new).collect();
+        let configuration = &self.kit.configuration;
+        let lun =
+            |lun: &Lun| NexusLun::new(lun, configuration.access_state(target.handle, lun.unit));
+        nexus.luns = visible_luns(target, nexus).iter().map(lun).collect();
         nexus.index_luns();
         let (initiator, target) = (nexus.initiator, nexus.target);
         self.tell(FromGroup::Event(Event::Login { nexus: handle, initiator, target, peer }));

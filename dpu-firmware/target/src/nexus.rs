@@ -3,6 +3,7 @@
 
 use lunar_dma::sgv::Share;
 use lunar_platform::PeerAddress;
+use lunar_scsi::alua::AccessState;
 use lunar_scsi::task_set::TaskSet;
 use lunar_scsi::unit_attention::{UnitAttention, UnitAttentions};
 use lunar_srp::login::PortId;
@@ -21,6 +22,10 @@ pub(crate) struct NexusLun {
     pub number: u16,
     /// Whether the initiator sees it.
     pub mapped: bool,
+    /// In which state the nexus's target port reaches the unit (SPC-6 5.17).
+    pub state: AccessState,
+    /// Whether the initiator sees it, in a state that reaches the medium: the one question of a READ.
+    pub reaches_medium: bool,
     /// Handle of the logical unit.
     pub unit: u32,
     pub read_only: bool,
@@ -36,12 +41,14 @@ pub(crate) struct NexusLun {
 
 impl NexusLun {
     /// The LUN as a new nexus sees it: with the unit attention of a power on (SAM-6 5.14).
-    pub(crate) fn new(lun: &Lun) -> Self {
+    pub(crate) fn new(lun: &Lun, state: AccessState) -> Self {
         let mut attentions = UnitAttentions::default();
         attentions.establish(UnitAttention::PowerOn);
         Self {
             number: lun.lun,
             mapped: true,
+            state,
+            reaches_medium: state.reaches_medium(),
             unit: lun.unit,
             read_only: lun.read_only,
             attentions,
@@ -50,6 +57,12 @@ impl NexusLun {
             set: TaskSet::default(),
             dormant: Fifo::default(),
         }
+    }
+
+    /// Whether the initiator sees it from now on, and in which state.
+    pub(crate) fn set_access(&mut self, mapped: bool, state: AccessState) {
+        (self.mapped, self.state) = (mapped, state);
+        self.reaches_medium = mapped && state.reaches_medium();
     }
 }
 

@@ -96,6 +96,22 @@ impl Agent for Api {
         let reply = self.ask(|answer| Question::ChangeMedium(request, answer)).await?;
         reply.map(Response::new).map_err(Status::failed_precondition)
     }
+
+    async fn alua(
+        &self,
+        _: Request<wire::AluaRequest>,
+    ) -> Result<Response<wire::AluaReply>, Status> {
+        Ok(Response::new(self.ask(Question::Alua).await?))
+    }
+
+    async fn set_alua(
+        &self,
+        request: Request<wire::SetAluaRequest>,
+    ) -> Result<Response<wire::SetAluaReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.ask(|answer| Question::SetAlua(request, answer)).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
 }
 
 fn opcode(row: &CommandRow) -> wire::Opcode {
@@ -115,6 +131,7 @@ fn opcode(row: &CommandRow) -> wire::Opcode {
         },
         device_types: row.types.iter().map(device_type).collect(),
         thin_only: row.is_thin_only(),
+        alua_only: row.is_alua_only(),
         timeout_s: row.timeout_s,
     }
 }

@@ -24,7 +24,7 @@ use lunar_keeper::client::HintLines;
 use lunar_keeper::layout::{DATA_ARENA, RING_ARENA};
 use lunar_mgmt::Tree;
 use lunar_mgmt::snapshot::{self, Handles};
-use lunar_mgmt::tree::{Device, Handler};
+use lunar_mgmt::tree::{AccessState, Device, Handler};
 use lunar_offload_proto::control::{self, to_host};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
@@ -51,6 +51,9 @@ const RECENT_NS: u64 = 1_000_000_000;
 
 /// How long the card may take to send its counters.
 const STATISTICS_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// How long a change of access states waits for the card to have made it.
+const ACCESS_PATIENCE_NS: u64 = 5_000_000_000;
 
 /// How long a stop waits for the devices to end what they have.
 const STOP_PATIENCE_NS: u64 = 5_000_000_000;
@@ -88,6 +91,7 @@ pub(crate) struct Engine {
     connection: u64,
     card: Card,
     asking: Vec<Asking>,
+    setting: Vec<Setting>,
     last_request: u32,
     ended: Vec<Ended>,
     start: Instant,
@@ -108,6 +112,15 @@ struct Asking {
     request: u32,
     until_ns: u64,
     answer: oneshot::Sender<Box<wire::ShowReply>>,
+}
+
+/// A `SetAlua` that waits for the card.
+struct Setting {
+    device_group: String,
+    target_group: String,
+    generation: u32,
+    until_ns: u64,
+    answer: oneshot::Sender<Result<wire::SetAluaReply, String>>,
 }
 
 impl Engine {
@@ -189,6 +202,7 @@ impl Engine {
             connection: 0,
             card: Card::default(),
             asking: Vec::new(),
+            setting: Vec::new(),
             last_request: 0,
             ended: Vec::new(),
             start: Instant::now(),
@@ -246,6 +260,7 @@ impl Engine {
             }
         }
         self.give_up_on_counters(now_ns);
+        self.answer_settings(now_ns);
         busy
     }
 
@@ -281,6 +296,12 @@ impl Engine {
             }
             ToEngine::Ask(Question::ChangeMedium(change, answer)) => {
                 let _ = answer.send(self.change_medium(&change, now_ns));
+            }
+            ToEngine::Ask(Question::Alua(answer)) => {
+                let _ = answer.send(self.alua());
+            }
+            ToEngine::Ask(Question::SetAlua(request, answer)) => {
+                self.set_alua(request, answer, now_ns);
             }
             ToEngine::Stop => {
                 let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
@@ -503,6 +524,53 @@ impl Engine {
         Ok(wire::ChangeMediumReply { blocks, warnings })
     }
 
+    fn alua(&self) -> wire::AluaReply {
+        show::alua(&self.tree, &self.handles, self.core.device_groups())
+    }
+
+    /// Changes the state of a target group; the answer waits for the card. `scst.conf` keeps what it says.
+    fn set_alua(
+        &mut self,
+        request: wire::SetAluaRequest,
+        answer: oneshot::Sender<Result<wire::SetAluaReply, String>>,
+        now_ns: u64,
+    ) {
+        let wire::SetAluaRequest { device_group, target_group, state, preferred } = request;
+        let unknown = |name: &String| {
+            format!("state `{name}` is not known; there are: {}", AccessState::names())
+        };
+        let state = state.map(|name| AccessState::from_name(&name).ok_or_else(|| unknown(&name)));
+        let changed = state.transpose().and_then(|state| {
+            self.core.set_target_port_group(&device_group, &target_group, state, preferred)
+        });
+        match changed {
+            // Whoever asked may be gone by now.
+            Err(reason) => drop(answer.send(Err(reason))),
+            Ok(generation) => {
+                let until_ns = now_ns.saturating_add(ACCESS_PATIENCE_NS);
+                let setting = Setting { device_group, target_group, generation, until_ns, answer };
+                self.setting.push(setting);
+            }
+        }
+    }
+
+    fn answer_settings(&mut self, now_ns: u64) {
+        let applied = self.core.applied_generation();
+        let met = self.met();
+        let over = |setting: &mut Setting| {
+            setting.generation <= applied || setting.until_ns <= now_ns || !met
+        };
+        let over: Vec<_> = self.setting.extract_if(.., over).collect();
+        for Setting { device_group, target_group, generation, answer, .. } in over {
+            let groups = self.alua().device_groups.into_iter();
+            let mut groups = groups.filter(|group| group.name == device_group);
+            let own = groups.next().map(|group| group.target_groups.into_iter());
+            let own = own.and_then(|mut own| own.find(|own| own.name == target_group));
+            let in_force = met && generation <= applied;
+            let _ = answer.send(Ok(wire::SetAluaReply { target_group: own, in_force }));
+        }
+    }
+
     fn met(&self) -> bool {
         !matches!(
             self.core.link_state(),
@@ -651,7 +719,8 @@ fn with_devices(configuration: &control::Configuration, devices: &[String]) -> C
         UnitConfiguration { unit: unit.clone(), device }
     };
     let units = configuration.units.iter().map(unit).collect();
-    Configuration { units, targets: configuration.targets.clone() }
+    let targets = configuration.targets.clone();
+    Configuration { units, targets, device_groups: configuration.device_groups.clone() }
 }
 
 fn log(event: &LogEvent) {

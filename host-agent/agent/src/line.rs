@@ -41,6 +41,9 @@ pub(crate) enum Question {
         wire::ChangeMediumRequest,
         oneshot::Sender<Result<wire::ChangeMediumReply, String>>,
     ),
+    Alua(oneshot::Sender<wire::AluaReply>),
+    /// The answer may be why not, in words.
+    SetAlua(wire::SetAluaRequest, oneshot::Sender<Result<wire::SetAluaReply, String>>),
 }
 
 /// Something from the engine for the control channel.

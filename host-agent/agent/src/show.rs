@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lunar_mgmt::snapshot::Handles;
-use lunar_mgmt::tree::{Device, Placement, Target, Tree};
+use lunar_mgmt::tree::{AccessState, Device, Placement, Target, Tree};
 use lunar_offload_proto::control;
 
 use crate::api::wire;
@@ -108,6 +108,53 @@ fn placement(device: &Device) -> &'static str {
         Placement::HostDram => "host_dram",
         Placement::CardDram => "card_dram",
     }
+}
+
+/// The device groups by name, in the states that they are in.
+pub(crate) fn alua(
+    tree: &Tree,
+    names: &Handles,
+    groups: &[control::DeviceGroup],
+) -> wire::AluaReply {
+    let device_group = |group: &control::DeviceGroup| wire::DeviceGroup {
+        name: group.name.clone(),
+        devices: group.units.iter().map(|unit| named(names.unit_name(*unit), *unit)).collect(),
+        target_groups: group.groups.iter().map(|own| target_group(tree, names, own)).collect(),
+    };
+    wire::AluaReply { device_groups: groups.iter().map(device_group).collect() }
+}
+
+fn target_group(tree: &Tree, names: &Handles, own: &control::TargetPortGroup) -> wire::TargetGroup {
+    let ports = own.ports.iter().map(|port| {
+        let id = port.relative_target_port;
+        let other_node = port.target == 0;
+        let name = if other_node {
+            named(name_of_another_nodes(tree, id), id)
+        } else {
+            named(names.target_name(port.target), port.target)
+        };
+        wire::TargetGroupTarget { name, relative_target_port: id, other_node }
+    });
+    wire::TargetGroup {
+        name: own.name.clone(),
+        group_id: own.id,
+        state: AccessState::from_code(own.state).unwrap_or_default().name().to_owned(),
+        preferred: own.preferred,
+        changed_by: match own.status_code {
+            1 => "initiator",
+            2 => "management",
+            _ => "",
+        }
+        .to_owned(),
+        targets: ports.collect(),
+    }
+}
+
+fn name_of_another_nodes(tree: &Tree, relative_target_port: u32) -> Option<&str> {
+    let groups = tree.device_groups.values().flat_map(|group| group.target_groups.values());
+    let mut targets = groups.flat_map(|group| &group.targets);
+    let found = targets.find(|(_, id)| id.map(u32::from) == Some(relative_target_port));
+    found.map(|(name, _)| name.as_str())
 }
 
 fn nexus(names: &Handles, nexus: &control::NexusStatistics) -> wire::Nexus {

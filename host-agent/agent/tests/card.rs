@@ -508,6 +508,8 @@ fn the_commands_are_told_with_who_answers_them() {
     assert_eq!(row("MODE SELECT (10)").answerer, "host");
     assert_eq!(row("GET LBA STATUS (16)").service_action, Some(0x12));
     assert!(row("UNMAP").thin_only && !read.thin_only);
+    assert!(row("REPORT TARGET PORT GROUPS").alua_only && !read.alua_only);
+    assert_eq!(row("SET TARGET PORT GROUPS").answerer, "host");
 }
 
 #[test]
@@ -609,6 +611,75 @@ fn a_disc_is_changed_and_taken_out_unless_an_initiator_prevents_that() {
     assert_eq!(reply.blocks, 0);
     let Some(to_card::Message::Configuration(empty)) = card.next() else { panic!("no change") };
     assert_eq!((of_cd(&empty), empty.generation), ((0, 0), changed.generation + 1));
+}
+
+/// `lunar alua set` is answered when the card has made the change; a card that is not there does not hold it up.
+#[test]
+fn access_states_are_told_and_set_when_the_card_has_made_the_change() {
+    let groups = "DEVICE_GROUP dg {\nDEVICE disk\nTARGET_GROUP here {\ngroup_id 1\nTARGET t\n}\n\
+                  TARGET_GROUP there {\ngroup_id 2\nstate standby\nTARGET far {\nrel_tgt_id 7\n}\n}\n}\n";
+    let board = Board::start(&format!("{CONFIGURATION}{groups}"));
+    let mut card = Card::connect(&board);
+    let (_, configuration) = card.meet(41, false);
+    assert_eq!(configuration.device_groups[0].groups[0].ports[0].target, 1);
+    let told = || board.ask(async |api| api.alua(wire::AluaRequest {}).await).device_groups;
+    let states = || {
+        let groups = told().remove(0).target_groups.into_iter();
+        let told = groups.map(|group| (group.name, group.state, group.preferred, group.changed_by));
+        told.collect::<Vec<_>>()
+    };
+    let state = |name: &str, state: &str, preferred, by: &str| {
+        (name.to_owned(), state.to_owned(), preferred, by.to_owned())
+    };
+    let there = state("there", "standby", false, "");
+    assert_eq!(states(), [state("here", "active", false, ""), there.clone()]);
+    let group = told().remove(0);
+    assert_eq!((group.name.as_str(), group.devices), ("dg", vec!["disk".to_owned()]));
+    let far = &group.target_groups[1].targets[0];
+    assert_eq!((far.name.as_str(), far.relative_target_port, far.other_node), ("far", 7, true));
+
+    let set = |state: &str, preferred| wire::SetAluaRequest {
+        device_group: "dg".to_owned(),
+        target_group: "here".to_owned(),
+        state: Some(state.to_owned()),
+        preferred,
+    };
+    std::thread::scope(|scope| {
+        let setting = scope
+            .spawn(|| board.ask(async |api| api.set_alua(set("unavailable", Some(true))).await));
+        let Some(to_card::Message::Configuration(changed)) = card.next() else {
+            panic!("no change")
+        };
+        assert_eq!(changed.device_groups[0].groups[0].state, 3);
+        assert!(!setting.is_finished(), "the card has not made the change");
+        let generation = changed.generation;
+        let applied = control::ConfigurationApplied { generation };
+        card.send(to_host::Message::ConfigurationApplied(applied));
+        let reply = setting.join().unwrap();
+        assert!(reply.in_force);
+        let own = reply.target_group.unwrap();
+        assert_eq!((own.state.as_str(), own.preferred), ("unavailable", true));
+    });
+    assert_eq!(states(), [state("here", "unavailable", true, "management"), there]);
+    let reply = board.ask(async |api| api.set_alua(set("unavailable", None)).await);
+    assert!(reply.in_force, "nothing to change");
+
+    let refused = |request: wire::SetAluaRequest| {
+        board.ask(async |api| {
+            let refused = api.set_alua(request).await.unwrap_err();
+            Ok(tonic::Response::new(refused.message().to_owned()))
+        })
+    };
+    let asleep = refused(set("asleep", None));
+    assert!(asleep.contains("state `asleep` is not known; there are: active, "), "{asleep}");
+    let target_group = "nowhere".to_owned();
+    let nowhere = refused(wire::SetAluaRequest { target_group, ..set("active", None) });
+    assert!(nowhere.contains("no target group `nowhere`; it has: here, there"), "{nowhere}");
+
+    drop(card);
+    let reply = board.ask(async |api| api.set_alua(set("active", None)).await);
+    assert!(!reply.in_force);
+    assert_eq!(states()[0], state("here", "active", true, "management"));
 }
 
 #[test]

@@ -59,6 +59,16 @@ pub enum Command {
         /// The file, an absolute path; without one the drive is empty.
         filename: Option<String>,
     },
+    /// Shows device groups, and in which state each of their target groups is (ALUA); `set` changes a state.
+    #[command(args_conflicts_with_subcommands = true)]
+    Alua {
+        /// What to do instead of showing.
+        #[command(subcommand)]
+        change: Option<AluaChange>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes the keys by which agent and card prove themselves to each other over TCP.
     ///
     /// DIRECTORY/agent is for the host (lunar-agent --tls), DIRECTORY/card for the card (lunar-firmware --tls), and
@@ -79,6 +89,29 @@ pub enum Command {
     },
     /// Says the versions of this program and of the agent that answers.
     Version,
+}
+
+/// What `lunar alua` can change.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum AluaChange {
+    /// Puts a target group into another state, and tells the initiators of all devices of its device group.
+    ///
+    /// It is done when the card has made the change: then what the state does not allow is over. scst.conf is not
+    /// written. The state outlives a restart of the agent, but neither one of the card nor another state in scst.conf.
+    Set {
+        /// The device group's name in scst.conf.
+        device_group: String,
+        /// The target group's name.
+        target_group: String,
+        /// active, nonoptimized, standby, unavailable, lba-dependent, offline or transitioning.
+        state: String,
+        /// 1: the primary way to the devices; 0: not.
+        #[arg(long, value_name = "0|1", value_parser = ["0", "1"])]
+        preferred: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What `lunar show` can be narrowed to.
@@ -179,6 +212,13 @@ pub fn run(options: &Options) -> Result<String, Failure> {
                 table::resynced(device, &reply)
             })
         }),
+        Command::Alua { change: None, json } => ask(&options.api, async |mut agent| {
+            let reply = answer(agent.alua(wire::AluaRequest {})).await?;
+            Ok(if *json { pretty(&serde_json::json!(reply)) } else { table::alua(&reply) })
+        }),
+        Command::Alua { change: Some(change), .. } => {
+            ask(&options.api, async |agent| set_alua(agent, change).await)
+        }
         Command::Keys { directory, days, force, json } => {
             keys::make(directory, *days, *force, *json)
         }
@@ -188,6 +228,22 @@ pub fn run(options: &Options) -> Result<String, Failure> {
             Ok(format!("{own}\n{} (epoch {})\n", reply.software, reply.epoch))
         }),
     }
+}
+
+async fn set_alua(mut agent: Agent, change: &AluaChange) -> Result<String, Failure> {
+    let AluaChange::Set { device_group, target_group, state, preferred, json } = change;
+    let request = wire::SetAluaRequest {
+        device_group: device_group.clone(),
+        target_group: target_group.clone(),
+        state: Some(state.clone()),
+        preferred: preferred.as_deref().map(|preferred| preferred == "1"),
+    };
+    let reply = answer(agent.set_alua(request)).await?;
+    Ok(if *json {
+        pretty(&serde_json::json!(reply))
+    } else {
+        table::alua_set(device_group, target_group, &reply)
+    })
 }
 
 /// Asks the agent at `api`.

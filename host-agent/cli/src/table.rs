@@ -63,6 +63,50 @@ pub(crate) fn medium(device: &str, reply: &wire::ChangeMediumReply) -> String {
     sentences(&reply.warnings, &now)
 }
 
+/// The target groups of all device groups.
+pub(crate) fn alua(reply: &wire::AluaReply) -> String {
+    let mut text = String::new();
+    if reply.device_groups.is_empty() {
+        return "Device groups: none, so every device is active through every target\n".to_owned();
+    }
+    for group in &reply.device_groups {
+        let rows = group.target_groups.iter().map(|own| {
+            let targets = own.targets.iter().map(|target| {
+                let whose = if target.other_node { ", another node's" } else { "" };
+                format!("{} (port {}{whose})", target.name, target.relative_target_port)
+            });
+            vec![
+                own.name.clone(),
+                own.group_id.to_string(),
+                own.state.clone(),
+                yes(own.preferred),
+                if own.changed_by.is_empty() { "-".to_owned() } else { own.changed_by.clone() },
+                targets.collect::<Vec<_>>().join("\n"),
+            ]
+        });
+        let devices =
+            if group.devices.is_empty() { "none".to_owned() } else { group.devices.join(", ") };
+        let heading = format!("Device group {}, devices: {devices}", group.name);
+        let columns = ["target group", ">id", "state", "preferred", "changed by", "targets"];
+        table(&mut text, &heading, &columns, rows.collect());
+    }
+    text
+}
+
+/// The target group as it was set.
+pub(crate) fn alua_set(device_group: &str, name: &str, reply: &wire::SetAluaReply) -> String {
+    let mut text = format!("{device_group}: {name}");
+    if let Some(own) = &reply.target_group {
+        let preferred = if own.preferred { ", preferred" } else { "" };
+        let _infallible = write!(text, " is {}{preferred}", own.state);
+    }
+    if !reply.in_force {
+        text.push_str("; the card has not made the change yet: it does when it is connected and older commands are over");
+    }
+    text.push('\n');
+    text
+}
+
 /// The commands, by operation code.
 pub(crate) fn opcodes(reply: &wire::OpcodesReply) -> String {
     let rows = reply.opcodes.iter().map(|opcode| {
@@ -72,7 +116,12 @@ pub(crate) fn opcodes(reply: &wire::OpcodesReply) -> String {
             opcode.name.clone(),
             opcode.cdb_bytes.to_string(),
             opcode.answerer.clone(),
-            opcode.device_types.join(", ") + if opcode.thin_only { ", thin only" } else { "" },
+            opcode.device_types.join(", ")
+                + match (opcode.thin_only, opcode.alua_only) {
+                    (true, _) => ", thin only",
+                    (_, true) => ", of a device group only",
+                    _ => "",
+                },
             if opcode.timeout_s == 0 { "-".to_owned() } else { format!("{} s", opcode.timeout_s) },
         ]
     });

@@ -289,6 +289,7 @@ impl Core {
                 }
                 self.link.state = LinkState::Ready;
                 self.adopt(&ready.unit_states);
+                self.adopt_states(&ready.device_groups);
                 self.send_configuration();
             }
             to_host::Message::RingSetupRefused(refused)
@@ -309,6 +310,7 @@ impl Core {
                     cut(&refused.reason)
                 );
                 self.log(Level::Error, "configuration-refused", text);
+                self.end_states(refused.generation, true);
             }
             to_host::Message::NexusEvent(event) => self.on_nexus_event(&event, now_ns),
             to_host::Message::UnitReset(reset) => self.on_unit_reset(&reset),
@@ -382,6 +384,7 @@ impl Core {
             ));
         }
         self.applied_generation = generation;
+        self.end_states(generation, false);
     }
 
     fn on_nexus_event(&mut self, event: &NexusEvent, now_ns: u64) {

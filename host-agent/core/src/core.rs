@@ -10,6 +10,7 @@ use lunar_offload_proto::ring::{
     CompletionEntry, FLAG_SIDE, LbaRun, Operation, Outcome, SideRecord, SubmissionEntry,
 };
 
+use crate::alua::Pending;
 use crate::config::CoreConfig;
 use crate::copy::Copies;
 use crate::effect::{Effect, Level, LogEvent};
@@ -35,6 +36,8 @@ pub struct Core {
     pub(crate) applied_generation: u32,
     pub(crate) nexuses: NexusTable,
     pub(crate) prevents: Prevents,
+    /// In order of their generations.
+    pub(crate) pending_states: Vec<Pending>,
     pub(crate) rings: Vec<Ring>,
     pub(crate) operations: Operations,
     pub(crate) copies: Copies,
@@ -75,6 +78,7 @@ impl Core {
             applied_generation: 0,
             nexuses: NexusTable::default(),
             prevents: Prevents::default(),
+            pending_states: Vec::new(),
             rings,
             operations: Operations::with_capacity(slots),
             copies: Copies::default(),

@@ -13,6 +13,7 @@ use lunar_scsi::opcodes::opcode;
 use lunar_scsi::sense::{FieldPointer, Sense};
 use lunar_scsi::status::Status;
 
+use crate::alua;
 use crate::copy::{Copy, ListKey};
 use crate::core::Core;
 use crate::effect::{DataRange, Effect, Level};
@@ -49,7 +50,7 @@ pub struct Forwarded {
 #[derive(Debug, Default)]
 pub(crate) struct Ending {
     /// Parameter data.
-    parameters: Vec<u8>,
+    pub(crate) parameters: Vec<u8>,
     /// The configuration generation that the card must have applied before the initiator is told.
     pub(crate) required_generation: u32,
 }
@@ -57,6 +58,8 @@ pub(crate) struct Ending {
 /// What became of a command.
 pub(crate) enum Verdict {
     Good(Ending),
+    /// It ends later, by itself.
+    Later,
     Copy(Box<Copy>),
     FlushAndEject(DeviceHandle),
 }
@@ -88,6 +91,7 @@ impl Core {
     fn carry_out(&mut self, command: &Forwarded, list: &[u8]) {
         match self.execute_command(command, list) {
             Ok(Verdict::Good(ending)) => self.end_good(command, ending),
+            Ok(Verdict::Later) => {}
             Ok(Verdict::Copy(copy)) => self.start_copy(command, copy),
             Ok(Verdict::FlushAndEject(device)) => self.flush_and_eject(command, device),
             Err(sense) => self.check_condition(command.ring, command.token, command.unit, &sense),
@@ -108,6 +112,10 @@ impl Core {
                 if unit.scsi.removable =>
             {
                 self.medium_removal(command)
+            }
+            Some(&opcode::MAINTENANCE_OUT) => {
+                let ending = self.set_target_port_groups(command, list)?;
+                Ok(ending.map_or(Verdict::Later, Verdict::Good))
             }
             Some(&opcode::THIRD_PARTY_COPY_OUT) => self.extended_copy(command, list),
             Some(&opcode::THIRD_PARTY_COPY_IN) => self.receive_copy_results(command),
@@ -204,7 +212,7 @@ impl Core {
         Ok(Verdict::Good(Ending { parameters, ..Ending::default() }))
     }
 
-    /// The units that a nexus reaches, and whether it may only read them.
+    /// The units whose media a nexus reaches, and whether it may only read them.
     fn luns_of(&self, nexus: u32) -> Vec<(u32, bool)> {
         let nexus = self.nexuses.iter().find(|known| known.handle == nexus);
         let message = self.units.message();
@@ -219,7 +227,12 @@ impl Core {
             }
             groups.find(|group| group.name == nexus.group).map(|group| &group.luns)
         });
-        luns.into_iter().flatten().map(|lun| (lun.unit, lun.read_only)).collect()
+        let groups = &message.device_groups;
+        let reached = luns
+            .into_iter()
+            .flatten()
+            .filter(|lun| alua::reaches_medium(groups, nexus.target, lun.unit));
+        reached.map(|lun| (lun.unit, lun.read_only)).collect()
     }
 
     pub(crate) fn end_good(&mut self, command: &Forwarded, ending: Ending) {

@@ -25,6 +25,7 @@
     )
 )]
 
+mod alua;
 mod config;
 mod control;
 mod copy;

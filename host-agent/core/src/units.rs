@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lunar_offload_proto::control::{self, BackendKind, LogicalUnit, Target, host_command};
+use lunar_offload_proto::control::{
+    self, BackendKind, DeviceGroup, LogicalUnit, Target, TargetPortGroup, host_command,
+};
 use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::unit as scsi;
 
@@ -31,6 +33,8 @@ pub struct Configuration {
     pub units: Vec<UnitConfiguration>,
     /// The targets, passed on to the card.
     pub targets: Vec<Target>,
+    /// The device groups, in the states that they begin with.
+    pub device_groups: Vec<DeviceGroup>,
 }
 
 /// Why a configuration is not taken. The one before stays.
@@ -112,6 +116,8 @@ pub(crate) struct Units {
     modes: BTreeMap<u32, ModeParameters>,
     /// Units whose medium an initiator ejected; an agent starts with all loaded.
     ejected: BTreeSet<u32>,
+    /// What became of target port groups, by device group and id, over configurations; an agent starts without.
+    states: BTreeMap<(String, u32), PortState>,
     message: Option<control::Configuration>,
     /// Whether the card was told the message with this generation.
     pub(crate) sent: bool,
@@ -199,7 +205,19 @@ impl Units {
         self.ejected.retain(|handle| handles.contains(handle));
         self.ring_backed = ring_backed;
         let generation = self.generation;
-        self.message = Some(control::Configuration { generation, units, targets: new.targets });
+        let mut device_groups = new.device_groups;
+        let mut states = std::mem::take(&mut self.states);
+        states.retain(|(name, id), state| {
+            let group = device_groups.iter_mut().find(|group| group.name == *name);
+            let own = group.and_then(|group| group.groups.iter_mut().find(|own| own.id == *id));
+            own.is_some_and(|own| {
+                state.put(own);
+                true
+            })
+        });
+        self.states = states;
+        let targets = new.targets;
+        self.message = Some(control::Configuration { generation, units, targets, device_groups });
         Ok(generation)
     }
 
@@ -233,6 +251,34 @@ impl Units {
         self.modes.insert(handle, mode);
         self.advance();
         true
+    }
+
+    /// Puts target port groups of one device group, by their ids, into these states; whether anything changed: then
+    /// there is a new generation. `by`: nexus and unit of a command that does so and knows.
+    pub(crate) fn set_states(
+        &mut self,
+        device_group: &str,
+        states: &[(u32, PortState)],
+        by: Option<(u32, u32)>,
+    ) -> bool {
+        let groups = self.message.iter_mut().flat_map(|message| &mut message.device_groups);
+        let Some(group) = groups.into_iter().find(|group| group.name == device_group) else {
+            return false;
+        };
+        let mut changed = false;
+        for own in &mut group.groups {
+            let new = states.iter().find(|(id, _)| *id == own.id).map(|(_, state)| *state);
+            if let Some(new) = new.filter(|new| PortState::of(own) != *new) {
+                new.put(own);
+                self.states.insert((device_group.to_owned(), own.id), new);
+                changed = true;
+            }
+        }
+        if changed {
+            (group.set_by_nexus, group.set_by_unit) = by.unwrap_or_default();
+            self.advance();
+        }
+        changed
     }
 
     /// Ejects or loads the medium of a removable unit; whether anything changed: then there is a new
@@ -273,11 +319,34 @@ impl Units {
 
 /// What the agent executes for a unit.
 fn host_commands(unit: &LogicalUnit) -> u32 {
+    let set_states = if unit.explicit_alua { host_command::SET_TARGET_PORT_GROUPS } else { 0 };
     match (unit.forwards, unit.device_type) {
         (false, _) => 0,
-        (true, CD_DVD) => host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL,
-        (true, _) if unit.removable => HOST_COMMANDS | host_command::MEDIUM_REMOVAL,
-        (true, _) => HOST_COMMANDS,
+        (true, CD_DVD) => host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL | set_states,
+        (true, _) if unit.removable => HOST_COMMANDS | host_command::MEDIUM_REMOVAL | set_states,
+        (true, _) => HOST_COMMANDS | set_states,
+    }
+}
+
+/// What can change of a target port group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortState {
+    /// As in the control message.
+    pub(crate) state: u32,
+    pub(crate) preferred: bool,
+    /// As in the control message.
+    pub(crate) status_code: u32,
+}
+
+impl PortState {
+    pub(crate) fn of(group: &TargetPortGroup) -> Self {
+        let TargetPortGroup { state, preferred, status_code, .. } = *group;
+        Self { state, preferred, status_code }
+    }
+
+    fn put(self, group: &mut TargetPortGroup) {
+        (group.state, group.preferred) = (self.state, self.preferred);
+        group.status_code = self.status_code;
     }
 }
 

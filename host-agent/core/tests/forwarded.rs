@@ -32,7 +32,11 @@ fn configuration(luns: &[u32]) -> Configuration {
     let lun = |unit: &u32| Lun { lun: 0, unit: *unit, read_only: false };
     let default_luns = luns.iter().map(lun).collect();
     let target = Target { handle: 1, default_luns, ..Target::default() };
-    Configuration { units: vec![unit(0), unit(1)], targets: vec![target] }
+    Configuration {
+        units: vec![unit(0), unit(1)],
+        targets: vec![target],
+        ..Configuration::default()
+    }
 }
 
 fn bench() -> Bench {

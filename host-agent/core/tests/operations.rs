@@ -24,7 +24,7 @@ fn entry(token: u64, request: BlockRequest, data_bytes: u32) -> SubmissionEntry 
 
 fn thick_bench() -> Bench {
     let mut bench = Bench::serving();
-    let configuration = Configuration { units: vec![unit(1000)], targets: Vec::new() };
+    let configuration = Configuration { units: vec![unit(1000)], ..Configuration::default() };
     bench.core.set_configuration(configuration, 0).expect("configuration");
     bench.settle();
     bench
@@ -105,7 +105,7 @@ fn a_miscompare_names_its_byte_and_is_no_error_of_the_device() {
 fn a_unit_of_another_size_is_checked_by_its_new_size_for_old_entries_too() {
     let mut bench = Bench::serving();
     for (blocks, outcome) in [(2000, None), (10, Some(Outcome::OutOfRange))] {
-        let configuration = Configuration { units: vec![unit(blocks)], targets: Vec::new() };
+        let configuration = Configuration { units: vec![unit(blocks)], ..Configuration::default() };
         bench.core.set_configuration(configuration, 0).expect("configuration");
         bench.settle();
         // Made under the first generation, when the unit had 1000 blocks.
@@ -321,7 +321,7 @@ impl World {
             UnitConfiguration { unit, device: Some(DeviceHandle(handle)) }
         };
         let configuration =
-            Configuration { units: vec![unit(UNIT), unit(UNIT + 1)], targets: Vec::new() };
+            Configuration { units: vec![unit(UNIT), unit(UNIT + 1)], ..Configuration::default() };
         bench.core.set_configuration(configuration, 0).expect("configuration");
         bench.settle();
         let (known, medium) = (Vec::new(), BTreeMap::new());

@@ -316,7 +316,8 @@ fn an_older_generation_with_other_blocks_is_refused_not_punished() {
     let mut bench = Bench::serving();
     let mut larger = unit(100);
     larger.unit.block_bytes = 4096;
-    let configuration = lunar_core::Configuration { units: vec![larger], targets: Vec::new() };
+    let configuration =
+        lunar_core::Configuration { units: vec![larger], ..lunar_core::Configuration::default() };
     bench.core.set_configuration(configuration, 0).expect("configuration");
     bench.submit_and_poll(read(1));
     assert_eq!(bench.completions(0), [(1, Outcome::Refused)]);
@@ -332,7 +333,7 @@ fn a_write_to_a_read_only_unit_and_a_unit_without_handler_are_answered() {
     closed.unit.handle = 8;
     closed.device = None;
     let units = vec![read_only, closed];
-    let configuration = lunar_core::Configuration { units, targets: Vec::new() };
+    let configuration = lunar_core::Configuration { units, ..lunar_core::Configuration::default() };
     bench.core.set_configuration(configuration, 0).expect("configuration");
     bench.submit_and_poll(write(1));
     let mut elsewhere = write(2);

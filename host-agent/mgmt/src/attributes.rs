@@ -4,7 +4,7 @@
 //! `lunar_backend`, `lunar_placement` and `lunar_request_limit` are Lunar's own; SCST does not know them. The others
 //! have SCST's names and meaning.
 
-use crate::tree::{Device, Handler, NullPlace, Placement, Target};
+use crate::tree::{AccessState, Device, Handler, NullPlace, Placement, Target, TargetGroup};
 
 /// Why a value is refused, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,6 +225,13 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         FILE_AND_BLOCK,
         "1: the device tells of 4 KiB physical blocks; default 1"
     ),
+    flag!(
+        "expl_alua",
+        explicit_alua,
+        false,
+        FILE_AND_BLOCK,
+        "1: initiators may change the states of its device group's target groups; default 0"
+    ),
     DeviceAttribute {
         attribute: Attribute {
             name: "tst",
@@ -401,6 +408,53 @@ pub static TARGET_ATTRIBUTES: &[Attribute<Target>] = &[
         },
     },
 ];
+
+/// The attributes of a `TARGET_GROUP`. All of them are written, but for `preferred 0`.
+pub static TARGET_GROUP_ATTRIBUTES: &[Attribute<TargetGroup>] = &[
+    Attribute {
+        name: "group_id",
+        meaning: "target port group identifier, 1 to 65535, each once in its device group; required",
+        store: |group, value| match u16::try_from(number(value)?) {
+            Ok(id @ 1..) => {
+                group.id = id;
+                Ok(())
+            }
+            _ => refuse(format!("group_id {value} is not between 1 and 65535"), "use 1 to 65535"),
+        },
+        show: |group| Some(group.id.to_string()),
+    },
+    Attribute {
+        name: "state",
+        meaning: "the state that its targets begin with: active (default), nonoptimized, standby, unavailable, \
+                  lba-dependent, offline or transitioning",
+        store: |group, value| match AccessState::from_name(value) {
+            Some(state) => {
+                group.state = state;
+                Ok(())
+            }
+            None => refuse(
+                format!("state `{value}` is not known"),
+                format!("known: {}", AccessState::names()),
+            ),
+        },
+        show: |group| Some(group.state.name().to_owned()),
+    },
+    Attribute {
+        name: "preferred",
+        meaning: "1: the primary way to the devices; default 0",
+        store: |group, value| {
+            group.preferred = flag(value)?;
+            Ok(())
+        },
+        show: |group| group.preferred.then(|| flag_text(true)),
+    },
+];
+
+/// Names of the attributes of a target group, for messages.
+pub fn target_group_attribute_names() -> String {
+    let names: Vec<_> = TARGET_GROUP_ATTRIBUTES.iter().map(|known| known.name).collect();
+    names.join(", ")
+}
 
 /// Names of the attributes that a device of `handler` has, for messages.
 pub fn device_attribute_names(handler: Handler) -> String {

@@ -1,6 +1,8 @@
 //! Statements to a tree: what the words of `scst.conf` mean, and every rule a configuration has to keep. All mistakes
 //! are reported, the first twenty with their places; with one of them there is no tree.
 
+mod device_groups;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::attributes::{
@@ -45,10 +47,12 @@ pub fn read(file: &str, bytes: &[u8]) -> Result<(Tree, Vec<Diagnostic>), Refused
         return Err(Refused { errors: mistakes.errors });
     }
     let statements = syntax::statements(valid, &mut mistakes);
-    let mut reader = Reader { tree: Tree::default(), mistakes, uses: Vec::new() };
+    let mut reader =
+        Reader { tree: Tree::default(), mistakes, uses: Vec::new(), device_groups: Vec::new() };
     if reader.mistakes.errors.is_empty() {
         reader.root(&statements);
         reader.check_uses();
+        reader.check_device_groups();
     }
     if reader.mistakes.errors.is_empty() {
         Ok((reader.tree, reader.mistakes.warnings))
@@ -67,13 +71,15 @@ fn end_of(text: &str) -> Place {
 }
 
 /// What may stand at each level, for the messages about what may not.
-const ROOT_KNOWN: &str = "HANDLER, TARGET_DRIVER, setup_id";
+const ROOT_KNOWN: &str = "HANDLER, TARGET_DRIVER, DEVICE_GROUP, setup_id";
 
 struct Reader<'a> {
     tree: Tree,
     mistakes: Collector<'a>,
     /// The device names that LUNs use: devices may follow targets in the file, so they are looked up at the end.
     uses: Vec<Word>,
+    /// What is to be checked of device groups when everything that they name is known.
+    device_groups: Vec<device_groups::Unchecked>,
 }
 
 impl Reader<'_> {
@@ -83,6 +89,7 @@ impl Reader<'_> {
             match statement.keyword.text.as_str() {
                 "HANDLER" => self.handler(statement, &mut once),
                 "TARGET_DRIVER" => self.driver(statement, &mut once),
+                "DEVICE_GROUP" => self.device_group(statement),
                 "setup_id" => {
                     if !self.once(&mut once, &statement.keyword, "the configuration") {
                         continue;

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lunar_offload_proto::control;
 
-use crate::tree::{Device, Handler, Lun, Luns, Placement, Target, Tree, srp_port_id};
+use crate::tree::{
+    Device, DeviceGroup, Handler, Lun, Luns, Placement, Target, TargetGroup, Tree, srp_port_id,
+};
 
 /// Longest IU from an initiator in bytes: as the card's receive buffers allow (its `srp_max_req_size`).
 pub const IT_IU_BYTES_MAX: u32 = 65535;
@@ -104,9 +106,12 @@ pub fn configuration(
         units.push(unit(name, device, medium, handle, tree.setup_id));
     }
     let mut targets = Vec::new();
+    let target_groups = tree.device_groups.values().flat_map(|group| group.target_groups.values());
+    let of_others = target_groups.flat_map(|group| group.targets.values().copied().flatten());
+    let of_others: BTreeSet<u16> = of_others.collect();
     for (driver, of_driver) in &tree.drivers {
-        let mut taken: BTreeSet<u16> =
-            of_driver.values().filter_map(|target| target.relative_target_port).collect();
+        let own = of_driver.values().filter_map(|target| target.relative_target_port);
+        let mut taken: BTreeSet<u16> = own.chain(of_others.iter().copied()).collect();
         for (name, own) in of_driver {
             let relative_target_port = own
                 .relative_target_port
@@ -122,7 +127,10 @@ pub fn configuration(
             });
         }
     }
-    Ok(control::Configuration { generation, units, targets })
+    let groups = tree.device_groups.iter();
+    let device_groups = groups.map(|(name, group)| device_group(name, group, handles, &targets));
+    let device_groups = device_groups.collect();
+    Ok(control::Configuration { generation, units, targets, device_groups })
 }
 
 /// What a null device of the card is: nothing is kept, so everything is as durable as it gets.
@@ -197,6 +205,41 @@ fn unit(
         },
         medium: medium.id,
         vendor_specific: identity.vendor_specific,
+        explicit_alua: device.explicit_alua,
+    }
+}
+
+fn device_group(
+    name: &str,
+    own: &DeviceGroup,
+    handles: &Handles,
+    targets: &[control::Target],
+) -> control::DeviceGroup {
+    let port = |(name, of_another_node): (&String, &Option<u16>)| match of_another_node {
+        Some(port) => control::TargetPort { relative_target_port: u32::from(*port), target: 0 },
+        None => {
+            let target = targets.iter().find(|target| target.name == *name);
+            let ids = target.map(|target| (target.relative_target_port, target.handle));
+            let (relative_target_port, target) = ids.unwrap_or_default();
+            control::TargetPort { relative_target_port, target }
+        }
+    };
+    let group = |(name, own): (&String, &TargetGroup)| control::TargetPortGroup {
+        name: name.clone(),
+        id: own.id.into(),
+        state: own.state.code().into(),
+        configured_state: own.state.code().into(),
+        preferred: own.preferred,
+        status_code: 0,
+        ports: own.targets.iter().map(port).collect(),
+    };
+    control::DeviceGroup {
+        name: name.to_owned(),
+        units: own.devices.iter().filter_map(|device| handles.unit(device)).collect(),
+        groups: own.target_groups.iter().map(group).collect(),
+        // The configuration's states are nobody's command.
+        set_by_nexus: 0,
+        set_by_unit: 0,
     }
 }
 
@@ -299,6 +342,26 @@ mod tests {
         assert_eq!((handles.unit("d"), handles.unit("b")), (Some(2), None));
         assert_eq!((handles.unit("a"), handles.unit("e")), (Some(1), Some(3)));
         assert_eq!(handles.unit_name(3), Some("e"));
+    }
+
+    #[test]
+    fn a_device_group_names_units_and_ports() {
+        let text = "HANDLER vdisk_nullio {\nDEVICE a\nDEVICE b\n}\nTARGET_DRIVER ib_srpt {\nTARGET t\nTARGET u\n}\n\
+            DEVICE_GROUP dg {\nDEVICE b\nTARGET_GROUP here {\ngroup_id 1\npreferred 1\nTARGET u\nTARGET t\n}\n\
+            TARGET_GROUP there {\ngroup_id 0x101\nstate standby\nTARGET far {\nrel_tgt_id 1\n}\n}\n}\n";
+        let made = configuration(&tree(text), &mut Handles::default(), &BTreeMap::new(), 1);
+        let made = made.unwrap();
+        let [group] = made.device_groups.as_slice() else { panic!("{made:?}") };
+        assert_eq!((group.name.as_str(), group.units.as_slice()), ("dg", &[2][..]));
+        let told = group.groups.iter().map(|own| {
+            let ports = own.ports.iter().map(|port| (port.relative_target_port, port.target));
+            (own.id, own.state, own.preferred, ports.collect::<Vec<_>>())
+        });
+        // Of the other node's port is 1, so ours have the next ones.
+        let expected = [(1, 0, true, vec![(2, 1), (3, 2)]), (0x101, 2, false, vec![(1, 0)])];
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+        let checked = lunar_offload_proto::checked::Configuration::try_from(&made);
+        assert!(checked.is_ok(), "{checked:?}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The management tree: devices, target drivers, targets, groups, LUNs. Plain data; a value of these types that came
 //! from [`crate::read`] is valid. What a user did not say is the default here, in one place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use lunar_offload_proto::alua::AccessState;
 
 /// Greatest LUN of the flat space addressing method (SAM-6 4.7: 14 bits).
 pub const LUN_MAX: u16 = 16383;
@@ -27,6 +29,34 @@ pub struct Tree {
     pub devices: BTreeMap<String, Device>,
     /// Targets by driver and name.
     pub drivers: BTreeMap<Driver, BTreeMap<String, Target>>,
+    /// Device groups by name. A device is in at most one.
+    pub device_groups: BTreeMap<String, DeviceGroup>,
+}
+
+/// Target groups of a device group, and targets of a target group, at most.
+pub const TARGET_GROUPS_MAX: usize = lunar_offload_proto::checked::PORT_GROUPS_MAX;
+
+/// Devices that are reached through the same target groups, in the same states (ALUA).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceGroup {
+    /// Names of its devices.
+    pub devices: BTreeSet<String>,
+    /// Its target groups by name.
+    pub target_groups: BTreeMap<String, TargetGroup>,
+}
+
+/// Targets through which the devices of a device group are reached in the same state (SPC-6: target port group).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetGroup {
+    /// TARGET PORT GROUP, 1..=65535, each once in its device group.
+    pub id: u16,
+    /// The state that it begins with.
+    pub state: AccessState,
+    /// PREF: the primary way to the devices.
+    pub preferred: bool,
+    /// Its targets by name, each in one target group of the device group. One of this host with `None`; one of another
+    /// node with its relative target port identifier.
+    pub targets: BTreeMap<String, Option<u16>>,
 }
 
 /// The device handlers that exist.
@@ -148,6 +178,8 @@ pub struct Device {
     pub optimal_transfer_bytes: Option<u32>,
     /// 1: the physical block exponent tells of 4 KiB physical blocks under smaller logical ones (`lb_per_pb_exp`).
     pub physical_block_exponent: bool,
+    /// Initiators may change the states of its device group's target groups (`expl_alua`).
+    pub explicit_alua: bool,
     /// What the device says it is, as far as the user said so.
     pub identity: IdentityOverrides,
     /// Where a nullio device lives.
@@ -218,6 +250,7 @@ impl Device {
             removable: is_cdrom,
             optimal_transfer_bytes: None,
             physical_block_exponent: !is_cdrom,
+            explicit_alua: false,
             identity: IdentityOverrides::default(),
             null_place: NullPlace::default(),
             placement_override: None,

@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use crate::attributes::{DEVICE_ATTRIBUTES, TARGET_ATTRIBUTES};
-use crate::tree::{Device, Group, Handler, Luns, Target, Tree};
+use crate::attributes::{DEVICE_ATTRIBUTES, TARGET_ATTRIBUTES, TARGET_GROUP_ATTRIBUTES};
+use crate::tree::{Device, DeviceGroup, Group, Handler, Luns, Target, TargetGroup, Tree};
 
 /// The text of `tree`.
 pub fn write(tree: &Tree) -> String {
@@ -29,6 +29,9 @@ pub fn write(tree: &Tree) -> String {
                 out.block(&["TARGET", name], |out| out.target(target));
             }
         });
+    }
+    for (name, group) in &tree.device_groups {
+        out.block(&["DEVICE_GROUP", name], |out| out.device_group(group));
     }
     out.text
 }
@@ -110,6 +113,31 @@ impl Writer {
         self.luns(&target.luns);
         for (name, group) in &target.groups {
             self.block(&["GROUP", name], |out| out.group(group));
+        }
+    }
+
+    fn device_group(&mut self, group: &DeviceGroup) {
+        for device in &group.devices {
+            self.line(&["DEVICE", device]);
+        }
+        for (name, targets) in &group.target_groups {
+            self.block(&["TARGET_GROUP", name], |out| out.target_group(targets));
+        }
+    }
+
+    fn target_group(&mut self, group: &TargetGroup) {
+        for known in TARGET_GROUP_ATTRIBUTES {
+            if let Some(value) = (known.show)(group) {
+                self.line(&[known.name, &value]);
+            }
+        }
+        for (name, of_another_node) in &group.targets {
+            match of_another_node {
+                None => self.line(&["TARGET", name]),
+                Some(port) => self.block(&["TARGET", name], |out| {
+                    out.line(&["rel_tgt_id", &port.to_string()]);
+                }),
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! `scst.conf` through the public functions: what is accepted, the exact words of mistakes, and that any bytes are safe.
 
-use lunar_mgmt::tree::{Driver, Handler, NullPlace, Placement};
+use lunar_mgmt::tree::{AccessState, Driver, Handler, NullPlace, Placement, TargetGroup};
 use lunar_mgmt::{Tree, read, write};
 use proptest::prelude::*;
 
@@ -134,6 +134,8 @@ fn mistakes_are_refused_with_their_reason() {
         )
     };
     let file = "filename /a\n";
+    let alua =
+        |body: &str| format!("{}DEVICE_GROUP dg {{\n{body}\n}}\n", target("rel_tgt_id 7\nLUN 0 a"));
     let cases = [
         (device("vdisk_nullio", "blocksize 3000"), "not a power of two from 512 to 4096"),
         (device("vdisk_nullio", "blocksize 8192"), "not a power of two from 512 to 4096"),
@@ -191,6 +193,34 @@ fn mistakes_are_refused_with_their_reason() {
         (target("GROUP g {\nINITIATOR x {\n}\n}"), "no attributes"),
         ("TARGET_DRIVER ib_srpt {\nTARGET a {\nrel_tgt_id 1\n}\nTARGET b {\nrel_tgt_id 1\n}\n}\n".into(),
             "rel_tgt_id 1 is already that of target `a`"),
+        (alua("DEVICE a\nDEVICE a"), "already in device group `dg`"),
+        (alua("DEVICE a\n}\nDEVICE_GROUP other {\nDEVICE a"), "already in device group `dg`"),
+        (alua("DEVICE b"), "there is no device `b`"),
+        (alua("DEVICE a {\n}"), "has a block"),
+        (alua("}\nDEVICE_GROUP dg {"), "DEVICE_GROUP `dg` is given twice"),
+        (alua("LUN 0 a"), "known here: DEVICE, TARGET_GROUP"),
+        (alua("TARGET_GROUP mgmt {\ngroup_id 1\n}"), "is reserved"),
+        (alua("TARGET_GROUP tg {\nTARGET t\n}"), "has no group_id"),
+        (alua("TARGET_GROUP tg {\ngroup_id 0\n}"), "not between 1 and 65535"),
+        (alua("TARGET_GROUP tg {\ngroup_id 65536\n}"), "not between 1 and 65535"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nstate Active\n}"), "known: active, nonoptimized, standby"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\npreferred yes\n}"), "`yes` is not 0 or 1"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\ncolour red\n}"), "TARGET, group_id, state, preferred"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\ngroup_id 2\n}"), "given twice in target group `tg`"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\n}\nTARGET_GROUP tg {\ngroup_id 2\n}"), "given twice"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\n}\nTARGET_GROUP tu {\ngroup_id 0x1\n}"),
+            "group_id 1 is already that of target group `tg`"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET t\n}\nTARGET_GROUP tu {\ngroup_id 2\nTARGET t\n}"),
+            "target `t` is already in target group `tg`"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET far\n}"), "for one of another node rel_tgt_id is missing"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET far {\nrel_tgt_id 0\n}\n}"), "not between 1 and 65535"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET far {\nrel_tgt_id 7\n}\n}"),
+            "rel_tgt_id 7 is already that of target `t`"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET t {\nrel_tgt_id 8\n}\n}"),
+            "is one of this host, without rel_tgt_id 8"),
+        (alua("TARGET_GROUP tg {\ngroup_id 1\nTARGET t {\nenabled 1\n}\n}"), "known here: rel_tgt_id"),
+        (alua(&(1..34).map(|id| format!("TARGET_GROUP g{id} {{\ngroup_id {id}\n}}\n")).collect::<String>()),
+            "has 33 target groups"),
         ("}\n".into(), "none is open"),
         ("{\n".into(), "nothing says what it is"),
         ("a \"b\n".into(), "does not end on its line"),
@@ -240,6 +270,43 @@ fn blocks_on_one_line_and_windows_line_ends_are_read() {
     assert_eq!(tree.devices["b"].block_bytes, 4096);
 }
 
+#[test]
+fn the_example_of_alua_is_read_and_written() {
+    let tree = accepted(include_str!("../../../docs/examples/alua.conf"));
+    assert!(tree.devices["disk1"].explicit_alua);
+    let group = &tree.device_groups["disks"];
+    assert_eq!(group.devices.iter().collect::<Vec<_>>(), ["disk1"]);
+    let told = group.target_groups.iter().map(|(name, own)| {
+        let targets = own.targets.values().copied().collect::<Vec<_>>();
+        (name.as_str(), own.id, own.state, own.preferred, targets)
+    });
+    let expected = [
+        ("far", 2, AccessState::Standby, false, vec![None]),
+        ("near", 1, AccessState::Active, true, vec![None]),
+        ("other_node", 257, AccessState::Unavailable, false, vec![Some(3)]),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert_eq!(accepted(&write(&tree)), tree);
+}
+
+/// A target of this host may be given its own number once more, as SCST's tools may write it.
+#[test]
+fn an_own_target_of_a_target_group_may_repeat_its_rel_tgt_id() {
+    let text = "TARGET_DRIVER ib_srpt {\nTARGET t {\nrel_tgt_id 7\n}\n}\nDEVICE_GROUP dg {\nTARGET_GROUP tg {\n\
+                group_id 1\nTARGET t {\nrel_tgt_id 7\n}\n}\n}\n";
+    let (tree, _) = read("scst.conf", text.as_bytes()).unwrap();
+    assert_eq!(tree.device_groups["dg"].target_groups["tg"].targets["t"], None);
+}
+
+#[test]
+fn a_target_that_exports_a_grouped_device_outside_all_target_groups_is_a_warning() {
+    let text = "HANDLER vdisk_nullio {\nDEVICE a\n}\nDEVICE_GROUP dg {\nDEVICE a\n}\n\
+                TARGET_DRIVER ib_srpt {\nTARGET t {\nLUN 0 a\n}\n}\n";
+    let (_, warnings) = read("scst.conf", text.as_bytes()).unwrap();
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].reason.contains("target `t` exports devices of device group `dg`"));
+}
+
 fn name() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9_:.#\\\\\"{} *?!äß-]{1,12}".prop_filter("reserved", |name| {
         !["mgmt", "type", "module", "uevent", "version", "enabled", ".", ".."]
@@ -271,6 +338,7 @@ prop_compose! {
             device.write_through = flags[4] && !flags[0];
             device.thin_provisioned = flags[5];
             device.physical_block_exponent = flags[6];
+            device.explicit_alua = flags[1];
             device.o_direct = flags[7] && handler == Handler::FileIo;
         } else {
             device.size_bytes = sized.then(|| blocks << block_shift);
@@ -299,6 +367,11 @@ prop_compose! {
              proptest::collection::btree_map(name(), name(), 0..3)),
             0..4),
         groups_numbered in any::<bool>(),
+        device_groups in proptest::collection::btree_map(
+            name(),
+            (any::<prop::sample::Index>(), proptest::collection::btree_map(
+                name(), (0_usize..7, any::<[bool; 2]>(), any::<prop::sample::Index>(), name()), 0..4)),
+            0..3),
     ) -> Tree {
         let names: Vec<String> = devices.keys().cloned().collect();
         let mut tree = Tree { setup_id, devices, ..Tree::default() };
@@ -322,6 +395,28 @@ prop_compose! {
             }
             tree.drivers.entry(Driver::IbSrpt).or_default().insert(name, target);
         }
+        let own: Vec<String> = tree.drivers.values().flatten().map(|(name, _)| name.clone()).collect();
+        let mut free = names.clone();
+        for (name, (device, groups)) in device_groups {
+            let mut group = lunar_mgmt::tree::DeviceGroup::default();
+            if !free.is_empty() {
+                group.devices.insert(free.swap_remove(device.index(free.len())));
+            }
+            let mut unused = own.clone();
+            for (number, (name, (state, flags, target, far))) in groups.into_iter().enumerate() {
+                let number = number as u16;
+                let mut targets = std::collections::BTreeMap::new();
+                if flags[0] && !unused.is_empty() {
+                    targets.insert(unused.swap_remove(target.index(unused.len())), None);
+                }
+                // No target of this host has a name of that length.
+                targets.insert(format!("{far}-{number}-of-another-node"), Some(1000 + number));
+                let state = AccessState::ALL[state];
+                let target_group = TargetGroup { id: 1 + number, state, preferred: flags[1], targets };
+                group.target_groups.insert(name, target_group);
+            }
+            tree.device_groups.insert(name, group);
+        }
         tree
     }
 }
@@ -341,7 +436,7 @@ proptest! {
     fn any_words_are_survived(words in proptest::collection::vec(prop::sample::select(vec![
         "HANDLER", "vdisk_nullio", "vdisk_fileio", "DEVICE", "a", "{", "}", "\n", "\n", "TARGET_DRIVER",
         "ib_srpt", "TARGET", "LUN", "0", "16384", "GROUP", "INITIATOR", "*", "enabled", "1", "#", "\"", "\\",
-        "size", "filename", "/x", "rel_tgt_id", "HW_TARGET", "naa_id", "blocksize", "é", "\t",
+        "DEVICE_GROUP", "TARGET_GROUP", "group_id", "state", "standby", "size", "filename", "/x", "rel_tgt_id", "HW_TARGET", "naa_id", "blocksize", "é", "\t",
     ]), 0..120)) {
         let text = words.join(" ");
         if let Ok((tree, _)) = read("x", text.as_bytes()) {

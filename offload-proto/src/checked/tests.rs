@@ -52,7 +52,68 @@ fn configuration() -> control::Configuration {
             default_luns: vec![lun(0, 2)],
             ..target(1)
         }],
+        device_groups: vec![control::DeviceGroup {
+            name: "disks".to_owned(),
+            units: vec![2],
+            groups: vec![port_group(1, &[(1, 1), (7, 0)]), port_group(2, &[(8, 0)])],
+            set_by_nexus: 9,
+            set_by_unit: 2,
+        }],
     }
+}
+
+/// A target port group of these relative target ports and targets.
+fn port_group(id: u32, ports: &[(u32, u32)]) -> control::TargetPortGroup {
+    let port =
+        |(relative_target_port, target)| control::TargetPort { relative_target_port, target };
+    control::TargetPortGroup {
+        name: format!("group{id}"),
+        id,
+        state: 2,
+        preferred: true,
+        status_code: 1,
+        ports: ports.iter().copied().map(port).collect(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_device_group_is_checked_with_what_it_names() {
+    let checked = Configuration::try_from(&configuration()).unwrap();
+    let [group] = checked.device_groups.as_slice() else { panic!("{checked:?}") };
+    assert_eq!((group.units.as_slice(), group.set_by), (&[2][..], Some((9, 2))));
+    let [ours, others] = group.groups.as_slice() else { panic!("{group:?}") };
+    assert_eq!((ours.id, ours.state, ours.preferred, ours.status_code), (1, 2, true, 1));
+    assert_eq!((ours.ports.as_slice(), ours.targets.as_slice()), (&[1, 7][..], &[1][..]));
+    assert_eq!((others.ports.as_slice(), others.targets.as_slice()), (&[8][..], &[][..]));
+    let refusal = |spoil: &dyn Fn(&mut control::DeviceGroup)| {
+        configuration_refusal(|all| spoil(&mut all.device_groups[0]))
+    };
+    assert!(refusal(&|group| group.units.push(3)).contains("logical unit 3"));
+    assert!(refusal(&|group| group.units.push(2)).contains("logical unit 2"));
+    assert!(refusal(&|group| group.groups[0].ports[0].target = 4).contains("target 4"));
+    assert!(refusal(&|group| group.groups[1].id = 1).contains("two target port groups"));
+    assert!(refusal(&|group| group.groups[0].id = 0).contains("id is 0"));
+    assert!(refusal(&|group| group.groups[0].state = 5).contains("state is 5"));
+    assert!(refusal(&|group| group.groups[0].status_code = 3).contains("status_code is 3"));
+    assert!(
+        refusal(&|group| group.groups[1].ports = vec![group.groups[0].ports[0]])
+            .contains("relative target port 1")
+    );
+    let port = |relative_target_port| control::TargetPort { relative_target_port, target: 1 };
+    assert!(refusal(&|group| group.groups[1].ports = vec![port(5)]).contains("handle 1 is in it"));
+    assert!(refusal(&|group| group.groups[1].ports = vec![port(0)]).contains("1 to 65535"));
+    let many = || (1..=33).map(|id| port_group(id, &[])).collect();
+    assert!(refusal(&|group| group.groups = many()).contains("33 target port groups"));
+    let ports = |group: &mut control::DeviceGroup| {
+        group.groups[1].ports = (10..43).map(port).collect();
+    };
+    assert!(refusal(&ports).contains("33 ports"));
+    assert!(refusal(&|group| group.name.clear()).contains("name"));
+    assert!(
+        configuration_refusal(|all| all.device_groups.push(all.device_groups[0].clone()))
+            .contains("in another")
+    );
 }
 
 #[test]

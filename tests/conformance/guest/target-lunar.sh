@@ -25,6 +25,9 @@ keeper_options=
 # Of every disk that has an image: lines for scst.conf.
 disk_attributes=
 cds=
+# Names of further targets that export the same, and what is told of device groups.
+other_targets=
+device_groups=
 
 target_start() {
 	[ -x /out/bin/lunar-firmware ] || skip "$(cat /out/lunar-missing)"
@@ -73,13 +76,16 @@ configuration() {
 		done
 		echo '}'
 		echo 'TARGET_DRIVER ib_srpt {'
-		echo "	TARGET $target_name {"
-		for lun in $luns $nulls $cds; do
-			echo "		LUN $lun disk$lun"
+		for name in $target_name $other_targets; do
+			echo "	TARGET $name {"
+			for lun in $luns $nulls $cds; do
+				echo "		LUN $lun disk$lun"
+			done
+			echo "		enabled $enabled"
+			echo '	}'
 		done
-		echo "		enabled $enabled"
-		echo '	}'
 		echo '}'
+		echo "$device_groups"
 	} >$run/scst.conf
 }
 
@@ -198,6 +204,11 @@ target_add_cd() {
 # target_medium LUN [FILE]: puts another disc in, or takes it out; fails where that is refused.
 target_medium() {
 	$run/bin/lunar --api $run/api.sock medium "disk$1" $2
+}
+
+# target_alua ARGUMENTS...: `lunar alua`.
+target_alua() {
+	$run/bin/lunar --api $run/api.sock alua "$@"
 }
 
 target_remove_lun() {

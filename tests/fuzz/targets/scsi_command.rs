@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use lunar_scsi::alua::TargetPort;
 use lunar_scsi::device_server::{self, BlockOperation, Verdict};
 use lunar_scsi::lun;
 use lunar_scsi::opcodes::HostCommands;
@@ -59,7 +60,8 @@ fn assert_fills(verdict: &Verdict, unit: Option<&LogicalUnit>, room_bytes: usize
     if let Verdict::Parameter(parameter) = verdict {
         let mut out = vec![0xa5; room_bytes];
         let mut luns = 0..300;
-        let written = device_server::fill(parameter, unit, &mut luns, None, &mut out);
+        let written =
+            device_server::fill(parameter, unit, TargetPort::default(), &mut luns, None, &mut out);
         assert!(written <= room_bytes.min(parameter.length_max() as usize));
         assert!(out[written..].iter().all(|byte| *byte == 0xa5), "it wrote behind its data");
     }

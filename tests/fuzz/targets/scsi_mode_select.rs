@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use lunar_scsi::alua::TargetPort;
 use lunar_scsi::device_server::{ModeParameters, Verdict, begin_cdb, fill, select};
 use lunar_scsi::unit::{Identity, LogicalUnit};
 
@@ -32,7 +33,14 @@ fuzz_target!(|input: ([u8; 2], [u8; 2], &[u8])| {
     let sense = begin_cdb(&after, false, &[0x1A, 0x08, 0x3F, 0xFF, 255, 0]).1;
     let Verdict::Parameter(parameter) = sense else { panic!("{sense:?}") };
     let mut sensed = [0; 255];
-    let length = fill(&parameter, Some(&after), &mut std::iter::empty(), None, &mut sensed);
+    let length = fill(
+        &parameter,
+        Some(&after),
+        TargetPort::default(),
+        &mut std::iter::empty(),
+        None,
+        &mut sensed,
+    );
     let cdb = [0x15, 0x10, 0, 0, length as u8, 0];
     assert_eq!(select(&disk(), &cdb, &sensed[..length]), Ok(ModeParameters::of(&after)));
 });

@@ -91,6 +91,7 @@ pub fn configuration(generation: u32) -> Configuration {
                 Lun { lun: 1, unit: 2, read_only: true },
             ],
         }],
+        device_groups: Vec::new(),
     }
 }
 

@@ -83,7 +83,10 @@ pub(super) fn needs_medium(command: &Command) -> bool {
         | Command::MechanismStatus { .. }
         | Command::ReportOperationCodes(_)
         | Command::ReportTaskManagement { .. }
-        | Command::Host(HostCommand::ModeSelect | HostCommand::MediumRemoval) => false,
+        | Command::ReportTargetPortGroups { .. }
+        | Command::Host(
+            HostCommand::ModeSelect | HostCommand::MediumRemoval | HostCommand::SetTargetPortGroups,
+        ) => false,
         Command::TestUnitReady
         | Command::ReadCapacity10
         | Command::ReadCapacity16 { .. }

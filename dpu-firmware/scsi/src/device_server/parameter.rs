@@ -2,6 +2,7 @@
 //! themselves are in `vpd`, `mode` and `log`, what only CD/DVD devices have in `mmc`.
 
 use super::{log_pages, mmc, mode, supported, vpd};
+use crate::alua::{self, TargetPort};
 use crate::cdb::{GetConfiguration, ModeSense, ReadToc, ReportOperationCodes};
 use crate::lun::{self, LunNumber};
 use crate::sense::Sense;
@@ -110,6 +111,14 @@ pub enum Parameter {
         /// ALLOCATION LENGTH, bytes.
         allocation: u32,
     },
+    /// REPORT TARGET PORT GROUPS parameter data (SPC-6), which is no part of the unit: the caller knows the
+    /// groups, and calls [`alua::report`](crate::alua::report) instead of [`fill`].
+    TargetPortGroups {
+        /// With the extended header.
+        extended: bool,
+        /// ALLOCATION LENGTH, bytes.
+        allocation: u32,
+    },
 }
 
 const STANDARD_INQUIRY_BYTES: u8 = 96;
@@ -141,6 +150,7 @@ impl Parameter {
             Self::MechanismStatus { .. } => mmc::MECHANISM_STATUS_BYTES_MAX,
             Self::OperationCodes(_) => supported::bytes_max(),
             Self::TaskManagement { .. } => supported::TASK_MANAGEMENT_BYTES_MAX,
+            Self::TargetPortGroups { .. } => alua::REPORT_BYTES_MAX,
         };
         length.min(self.allocation())
     }
@@ -165,7 +175,8 @@ impl Parameter {
             | Self::ReadCapacity16 { allocation }
             | Self::DefectData { allocation, .. }
             | Self::OperationCodes(ReportOperationCodes { allocation, .. })
-            | Self::TaskManagement { allocation, .. } => allocation,
+            | Self::TaskManagement { allocation, .. }
+            | Self::TargetPortGroups { allocation, .. } => allocation,
             Self::LogPage { allocation, .. }
             | Self::Toc(ReadToc { allocation, .. })
             | Self::Configuration(GetConfiguration { allocation, .. })
@@ -182,12 +193,14 @@ impl Parameter {
 /// Writes the parameter data, cut where the allocation length or `out` ends. Gives the bytes
 /// written. The lengths inside the data are those of the whole (SPC-6, ALLOCATION LENGTH).
 ///
-/// `unit` is `None` for a LUN without a unit. `luns` are the numbers that this I_T nexus sees,
-/// ascending, for REPORT LUNS; LUN 0 is reported in any case. `pending` is the unit attention or
-/// other sense data that REQUEST SENSE reports, which the caller has then taken.
+/// `unit` is `None` for a LUN without a unit; `port` is the target port it is seen through. `luns` are
+/// the numbers that this I_T nexus sees, ascending, for REPORT LUNS; LUN 0 is reported in any case.
+/// `pending` is the unit attention or other sense data that REQUEST SENSE reports, which the caller has
+/// then taken.
 pub fn fill(
     parameter: &Parameter,
     unit: Option<&LogicalUnit>,
+    port: TargetPort,
     luns: &mut dyn Iterator<Item = LunNumber>,
     pending: Option<Sense>,
     out: &mut [u8],
@@ -197,7 +210,9 @@ pub fn fill(
     match (*parameter, unit) {
         (Parameter::StandardInquiry { .. }, Some(unit)) => standard_inquiry(unit, &mut writer),
         (Parameter::StandardInquiry { .. }, None) => standard_inquiry_absent(&mut writer),
-        (Parameter::VitalProductData { page, .. }, unit) => vpd::write(page, unit, &mut writer),
+        (Parameter::VitalProductData { page, .. }, unit) => {
+            vpd::write(page, unit, port, &mut writer);
+        }
         (Parameter::ReportLuns { select, .. }, _) => report_luns(select, luns, &mut writer),
         (Parameter::ReadCapacity10, Some(unit)) => read_capacity_10(unit, &mut writer),
         (Parameter::ReadCapacity16 { .. }, Some(unit)) => read_capacity_16(unit, &mut writer),
@@ -231,6 +246,8 @@ pub fn fill(
         (Parameter::TaskManagement { extended, .. }, _) => {
             supported::task_management(extended, &mut writer);
         }
+        // Made by another.
+        (Parameter::TargetPortGroups { .. }, _) => {}
         // The unit went away between the verdict and now: no data.
         (
             Parameter::ReadCapacity10
@@ -258,14 +275,15 @@ const COMMAND_QUEUING: u8 = 0x02;
 /// 3PC.
 const THIRD_PARTY_COPY: u8 = 0x08;
 
-/// SPC-6, standard INQUIRY data. PROTECT, TPGS and NORMACA are zero: none of it is there.
+/// SPC-6, standard INQUIRY data. PROTECT and NORMACA are zero: neither is there.
 fn standard_inquiry(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     let removable = if unit.removable { 0x80 } else { 0 };
     let identity = &unit.identity;
     const ADDITIONAL_LENGTH: u8 = STANDARD_INQUIRY_BYTES - 5;
     let third_party_copy = if vpd::copies(unit) { THIRD_PARTY_COPY } else { 0 };
     writer.put(&[unit.device_type.peripheral(), removable, VERSION, FORMAT, ADDITIONAL_LENGTH]);
-    writer.put(&[third_party_copy, MULTI_PORT, COMMAND_QUEUING]);
+    let tpgs = (unit.tpgs as u8) << 4;
+    writer.put(&[third_party_copy | tpgs, MULTI_PORT, COMMAND_QUEUING]);
     writer.put(&identity.vendor);
     writer.put(&identity.product);
     writer.put(&identity.revision);

@@ -2,6 +2,7 @@
 
 use super::medium;
 use super::parameter::NO_DEVICE;
+use crate::alua::TargetPort;
 use crate::extended_copy;
 use crate::opcodes::HostCommand;
 use crate::unit::{DeviceType, LogicalUnit};
@@ -57,11 +58,17 @@ pub(super) fn copies(unit: &LogicalUnit) -> bool {
 }
 
 /// The longest page is Device Identification: its header, then the T10 vendor ID (8 + 64), NAA
-/// (16), EUI-64 (8) and relative target port (4) designators with a header of 4 each.
-pub(super) const BYTES_MAX: u32 = 4 + (4 + 8 + 64) + (4 + 16) + (4 + 8) + (4 + 4);
+/// (16), EUI-64 (8), relative target port (4) and target port group (4) designators with a header of 4
+/// each.
+pub(super) const BYTES_MAX: u32 = 4 + (4 + 8 + 64) + (4 + 16) + (4 + 8) + 2 * (4 + 4);
 
 /// One page. Without a unit the page says so and lists nothing but itself.
-pub(super) fn write(page: u8, unit: Option<&LogicalUnit>, writer: &mut Writer<'_>) {
+pub(super) fn write(
+    page: u8,
+    unit: Option<&LogicalUnit>,
+    port: TargetPort,
+    writer: &mut Writer<'_>,
+) {
     let qualifier_and_type = unit.map_or(NO_DEVICE, |unit| unit.device_type.peripheral());
     writer.put(&[qualifier_and_type, page, 0, 0]);
     match (page, unit) {
@@ -71,7 +78,7 @@ pub(super) fn write(page: u8, unit: Option<&LogicalUnit>, writer: &mut Writer<'_
             }
         }
         (UNIT_SERIAL_NUMBER, Some(unit)) => writer.put(unit.identity.serial.as_bytes()),
-        (DEVICE_IDENTIFICATION, Some(unit)) => designators(unit, writer),
+        (DEVICE_IDENTIFICATION, Some(unit)) => designators(unit, port, writer),
         (EXTENDED_INQUIRY, Some(unit)) => extended_inquiry(unit, writer),
         (MODE_PAGE_POLICY, Some(_)) => mode_page_policy(writer),
         (THIRD_PARTY_COPY, Some(_)) => extended_copy::vpd_descriptors(writer),
@@ -108,9 +115,10 @@ const T10_VENDOR_ID: u8 = 0x01;
 const EUI_64: u8 = 0x02;
 const NAA: u8 = 0x03;
 const RELATIVE_TARGET_PORT: u8 = 0x04;
+const TARGET_PORT_GROUP: u8 = 0x05;
 const ASSOCIATION_TARGET_PORT: u8 = 0x10;
 
-fn designators(unit: &LogicalUnit, writer: &mut Writer<'_>) {
+fn designators(unit: &LogicalUnit, port: TargetPort, writer: &mut Writer<'_>) {
     let identity = &unit.identity;
     let id = identity.t10_id.as_bytes();
     designator(ASCII, T10_VENDOR_ID, &identity.vendor, id, writer);
@@ -120,10 +128,12 @@ fn designators(unit: &LogicalUnit, writer: &mut Writer<'_>) {
     if let Some(eui64) = &identity.eui64 {
         designator(BINARY, EUI_64, &[], eui64, writer);
     }
-    if identity.relative_target_port != 0 {
-        let port = identity.relative_target_port.to_be_bytes();
-        let kind = ASSOCIATION_TARGET_PORT | RELATIVE_TARGET_PORT;
-        designator(BINARY, kind, &[0, 0], &port, writer);
+    let relative = Some(port.relative).filter(|&relative| relative != 0);
+    for (kind, id) in [(RELATIVE_TARGET_PORT, relative), (TARGET_PORT_GROUP, port.group)] {
+        if let Some(id) = id {
+            let kind = ASSOCIATION_TARGET_PORT | kind;
+            designator(BINARY, kind, &[0, 0], &id.to_be_bytes(), writer);
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub fn unit(blocks: u64) -> UnitConfiguration {
 pub fn configuration() -> Configuration {
     let mut thin = unit(1000);
     thin.unit.thin = true;
-    Configuration { units: vec![thin], targets: Vec::new() }
+    Configuration { units: vec![thin], ..Configuration::default() }
 }
 
 /// The card's ends of one ring pair.
