@@ -112,7 +112,7 @@ pub enum Parameter {
         allocation: u32,
     },
     /// REPORT TARGET PORT GROUPS parameter data (SPC-6), which is no part of the unit: the caller knows the
-    /// groups, and calls [`alua::report`](crate::alua::report) instead of [`fill`].
+    /// groups, and calls [`alua::report`] instead of [`fill`].
     TargetPortGroups {
         /// With the extended header.
         extended: bool,
