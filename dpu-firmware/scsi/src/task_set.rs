@@ -1,5 +1,7 @@
 //! Which task may be enabled (SAM-6 clause 8). Counts only: the tasks, and the FIFO of the dormant
-//! ones, are the caller's. With TST = 1 there is one [`TaskSet`] per I_T nexus and logical unit.
+//! ones, are the caller's. There is one [`TaskSet`] per I_T nexus and logical unit, which is all with TST = 1.
+//! With TST = 0 the caller keeps every other task of the unit out while one runs that is not SIMPLE, so that what
+//! is left to the sets are SIMPLE tasks.
 
 /// Task attribute of a command (SAM-6 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,25 +49,24 @@ impl TaskSet {
     /// HEAD OF QUEUE is enabled at once; everything else waits behind every dormant task. That
     /// loses no concurrency: what keeps the oldest dormant task waiting, an older ORDERED or a HEAD
     /// OF QUEUE, keeps a newer SIMPLE waiting as well, and a dormant ORDERED does so by itself.
-    #[inline]
-    pub fn admit(&mut self, attribute: TaskAttribute) -> bool {
-        // What nearly every task is.
-        if attribute == TaskAttribute::Simple
-            && (self.ordered | self.head_of_queue | self.dormant) == 0
-        {
-            self.simple = self.simple.saturating_add(1);
-            return true;
-        }
-        self.admit_rare(attribute)
-    }
-
     #[inline(never)]
-    fn admit_rare(&mut self, attribute: TaskAttribute) -> bool {
+    pub fn admit(&mut self, attribute: TaskAttribute) -> bool {
         let enabled = matches!(attribute, TaskAttribute::HeadOfQueue | TaskAttribute::Aca)
             || (self.dormant == 0 && self.allows(attribute));
         let count = if enabled { self.count(attribute) } else { &mut self.dormant };
         *count = count.saturating_add(1);
         enabled
+    }
+
+    /// [`Self::admit`] for what nearly every task is: SIMPLE, and nothing in its way. False: nothing was done.
+    #[inline]
+    pub fn admit_usual(&mut self, attribute: TaskAttribute) -> bool {
+        let usual = attribute == TaskAttribute::Simple
+            && (self.ordered | self.head_of_queue | self.dormant) == 0;
+        if usual {
+            self.simple = self.simple.saturating_add(1);
+        }
+        usual
     }
 
     /// An enabled task with this attribute ended. The caller then tries [`TaskSet::wake`] for the

@@ -17,7 +17,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
 use crate::nexus::NexusLun;
-use crate::poll_group::{PollGroup, UnitShard, Units};
+use crate::poll_group::{PollGroup, UnitShard, Units, closed};
 use crate::statistics::{GroupStatistics, NexusStatistics, RingShard, UnitStatistics};
 use crate::task::{Batch, State, Task, Work};
 use crate::trace::Point;
@@ -79,13 +79,16 @@ impl<P: Platform> PollGroup<P> {
         if self.gates_closed != 0 {
             self.acknowledge_gates();
         }
+        if self.alone != 0 {
+            self.look_at_alone();
+        }
         if !self.pending_logins.is_empty() {
             self.retry_logins();
         }
         if self.changing.is_some() {
             self.continue_change();
         }
-        if self.gates_closed != 0 || self.changing.is_some() {
+        if self.gates_closed | self.alone != 0 || self.changing.is_some() {
             self.expire_held();
         }
         if self.logouts != 0 {
@@ -159,7 +162,7 @@ impl<P: Platform> PollGroup<P> {
         }
         for handle in &drains {
             if let Some(shard) = self.units.get_mut(*handle) {
-                shard.closed_for_change = true;
+                shard.closed |= closed::FOR_CHANGE;
             }
         }
         // One change at a time: the coordinator waits for the report of each.
@@ -248,7 +251,7 @@ impl<P: Platform> PollGroup<P> {
 
     fn release_held(&mut self, handle: u32) {
         let Some(shard) = self.units.get_mut(handle) else { return };
-        shard.closed_for_change = false;
+        shard.closed &= !closed::FOR_CHANGE;
         self.admit_held(handle);
     }
 
@@ -291,7 +294,7 @@ impl<P: Platform> PollGroup<P> {
         for shard in self.units.0.iter_mut().filter(|shard| {
             shard
                 .as_ref()
-                .is_some_and(|shard| !shard.in_use && shard.held.is_empty() && shard.gate.is_none())
+                .is_some_and(|shard| !shard.in_use && shard.held.is_empty() && !shard.is_closed())
         }) {
             *shard = None;
         }

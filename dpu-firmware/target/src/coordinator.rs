@@ -402,6 +402,10 @@ impl<P: Platform> Coordinator<P> {
         match message {
             FromGroup::Configured { generation } => self.on_configured(generation),
             FromGroup::RequestGate { request, unit, cause } => {
+                if cause != GateCause::Alone {
+                    // It aborts them all; and a task that never ends must not keep a reset out.
+                    self.drop_gates(|gate| gate.unit == unit && gate.cause == GateCause::Alone);
+                }
                 let name = self.next_gate;
                 self.next_gate = self.next_gate.wrapping_add(1).max(1);
                 self.gates.push_back(Gate {
@@ -416,6 +420,13 @@ impl<P: Platform> Coordinator<P> {
                 self.start_gates();
             }
             FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
+            FromGroup::GateOver { request } => {
+                self.drop_gates(|gate| {
+                    gate.cause == GateCause::Alone
+                        && (gate.origin, gate.request) == (group, request)
+                });
+                self.start_gates();
+            }
             FromGroup::Event(event) => {
                 self.follow(group, &event);
                 self.reports.push_back(Report::Event(event));
@@ -492,6 +503,14 @@ impl<P: Platform> Coordinator<P> {
         if left != 0 {
             return;
         }
+        if gate.cause == GateCause::Alone {
+            // It opens when the task is over.
+            let (origin, request) = (gate.origin, gate.request);
+            if let Some(origin) = self.groups.get_mut(origin) {
+                origin.send(ToGroup::CompleteGate { request });
+            }
+            return;
+        }
         let unit = gate.unit;
         let known = self.configuration.unit(unit);
         let is_hosts = gate.cause == GateCause::LogicalUnitReset
@@ -514,6 +533,16 @@ impl<P: Platform> Coordinator<P> {
         for gate in due {
             self.finish_gate(gate);
         }
+    }
+
+    /// Opens and forgets gates that did not complete, or whose task is over.
+    fn drop_gates(&mut self, is_meant: impl Fn(&Gate) -> bool) {
+        for gate in self.gates.iter().filter(|gate| gate.waiting.is_some() && is_meant(gate)) {
+            for group in &mut self.groups {
+                group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
+            }
+        }
+        self.gates.retain(|gate| !is_meant(gate));
     }
 
     fn finish_gate(&mut self, name: u32) {

@@ -17,6 +17,7 @@ use lunar_scsi::device_server::{
 use lunar_scsi::opcodes::HostCommand;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
+use lunar_scsi::task_set::TaskAttribute;
 use lunar_scsi::unit_attention::UnitAttention;
 use lunar_srp::descriptor::DataBuffer;
 
@@ -25,7 +26,7 @@ use crate::configuration::{BackendKind, PortGroup};
 use crate::fifo::NONE;
 use crate::kit::Kit;
 use crate::nexus::{Nexus, NexusLun};
-use crate::poll_group::UnitShard;
+use crate::poll_group::{UnitShard, closed};
 use crate::statistics::OperationKind;
 use crate::task::{Direction, Membership, State, Step, Task, Wake, Work};
 use crate::trace::Point;
@@ -87,11 +88,8 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             return After::Rest;
         }
         unit.active += 1;
-        if !lun.set.admit(task.attribute) {
-            task.membership = Membership::Dormant;
-            lun.dormant.push(&mut self.kit.links, self.id.index);
-            self.trace(Point::Entered(State::Blocked));
-            return After::Rest;
+        if !lun.set.admit_usual(task.attribute) {
+            return self.admit_rare();
         }
         task.membership = Membership::Enabled;
         let step = match decide(task, lun, unit) {
@@ -102,6 +100,42 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             self.enter(state);
         }
         self.advance_here()
+    }
+
+    /// The rest of [`Self::admit`] for a task that is not SIMPLE, or that comes behind such a one.
+    #[cold]
+    #[inline(never)]
+    fn admit_rare(&mut self) -> After {
+        let task = &mut *self.task;
+        let lun = self.nexus.luns.get_mut(task.lun as usize);
+        let (Some(lun), Some(unit)) = (lun, self.unit.as_mut()) else { return self.advance() };
+        if unit.logical_unit.tst == 0 && task.attribute != TaskAttribute::Simple {
+            unit.active -= 1;
+            unit.closed |= closed::FOR_ONE;
+            unit.alone = Some(self.id.to_token());
+            self.kit.wakes.push_back(Wake::Alone { unit: task.unit });
+        } else if !lun.set.admit(task.attribute) {
+            task.membership = Membership::Dormant;
+            lun.dormant.push(&mut self.kit.links, self.id.index);
+        } else {
+            task.membership = Membership::Enabled;
+            return self.advance();
+        }
+        self.trace(Point::Entered(State::Blocked));
+        After::Rest
+    }
+
+    /// The task is alone on its unit: it runs.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn run_alone(&mut self) -> After {
+        let lun = self.nexus.luns.get_mut(self.task.lun as usize);
+        if let (Some(lun), Some(unit)) = (lun, self.unit.as_mut()) {
+            unit.active += 1;
+            lun.set.admit(self.task.attribute);
+            self.task.membership = Membership::Enabled;
+        }
+        self.advance()
     }
 
     /// Drives the task until it waits for something outside or is over. Every resume comes through

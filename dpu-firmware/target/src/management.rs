@@ -13,8 +13,8 @@ use lunar_srp::iu::response_code;
 use crate::fifo::NONE;
 use crate::message::{CloseReason, FromGroup, GateCause};
 use crate::mutant::{self, Mutant};
-use crate::poll_group::{GateShard, PollGroup};
-use crate::task::{Batch, Management, State};
+use crate::poll_group::{GateShard, PollGroup, closed};
+use crate::task::{Batch, Management, Membership, State};
 use crate::trace::Point;
 
 impl<P: Platform> PollGroup<P> {
@@ -180,9 +180,12 @@ impl<P: Platform> PollGroup<P> {
             acknowledged: false,
             deadline,
         });
+        shard.closed |= closed::BY_GATE;
         self.gates_closed += 1;
         self.trace_unit(unit);
-        self.abort_matching(|task| task.unit == unit);
+        if cause != GateCause::Alone {
+            self.abort_matching(|task| task.unit == unit);
+        }
         if !mutant::is(Mutant::UnitAttentionAfterGood) {
             self.establish(unit, cause);
         }
@@ -202,6 +205,7 @@ impl<P: Platform> PollGroup<P> {
         for nexus in self.nexuses.iter_mut().filter(|nexus| nexus.in_use) {
             let attention = match cause {
                 GateCause::LogicalUnitReset => UnitAttention::BusDeviceReset,
+                GateCause::Alone => return,
                 GateCause::ClearTaskSet { origin } if origin == nexus.handle => continue,
                 GateCause::ClearTaskSet { .. } => UnitAttention::CommandsClearedByAnotherInitiator,
             };
@@ -235,6 +239,7 @@ impl<P: Platform> PollGroup<P> {
             && let Some(_closed) = shard.gate.filter(|closed| closed.gate == gate)
         {
             shard.gate = None;
+            shard.closed &= !closed::BY_GATE;
             self.gates_closed -= 1;
             self.admit_held(unit);
             #[cfg(feature = "mutants")]
@@ -256,14 +261,46 @@ impl<P: Platform> PollGroup<P> {
         }
     }
 
-    /// The gate that a function of this group asked for did its work in every group. The function may
-    /// be gone with its channel; then nobody waits.
+    /// The gate that a function or a task of this group asked for did its work in every group. Who asked may be
+    /// gone with its channel; then nobody waits.
     pub(crate) fn complete_gated(&mut self, request: u64) {
-        if let Some(id) = self.tasks.live(request)
-            && let Some(management) = self.tasks.at_mut(id.index).management.as_mut()
-        {
+        let Some(id) = self.tasks.live(request) else { return };
+        let task = self.tasks.at_mut(id.index);
+        if let Some(management) = task.management.as_mut() {
             management.gated = false;
             self.finish_managements();
+        } else if task.state == State::Blocked && task.membership == Membership::Outside {
+            let mut focus = self.focus(id.index);
+            let (channel, after) = (focus.task.channel, focus.run_alone());
+            self.finish(id.index, channel, after);
+        }
+    }
+
+    /// TST = 0 (SPC-6 7.5.10): all nexuses share one task set. A task that is not SIMPLE closes the unit here and asks
+    /// for its gate elsewhere: so it runs after all that came before it, and before all that comes after it. HEAD OF
+    /// QUEUE is allowed less than that, but whoever is enabled may run when it suits the device server.
+    pub(crate) fn ask_to_be_alone(&mut self, unit: u32) {
+        self.alone += 1;
+        if let Some(shard) = self.units.get(unit)
+            && let Some(request) = shard.alone.filter(|request| self.tasks.live(*request).is_some())
+        {
+            self.tell(FromGroup::RequestGate { request, unit, cause: GateCause::Alone });
+        }
+    }
+
+    /// Opens the units whose task that had to be alone is over.
+    pub(crate) fn look_at_alone(&mut self) {
+        for unit in 0..u32::try_from(self.units.0.len()).unwrap_or(0) {
+            let Some(shard) = self.units.get_mut(unit) else { continue };
+            let Some(request) = shard.alone.filter(|request| self.tasks.live(*request).is_none())
+            else {
+                continue;
+            };
+            shard.alone = None;
+            shard.closed &= !closed::FOR_ONE;
+            self.alone -= 1;
+            self.tell(FromGroup::GateOver { request });
+            self.admit_held(unit);
         }
     }
 

@@ -22,6 +22,9 @@ pub enum GateCause {
         /// Handle of the nexus that asked.
         origin: u32,
     },
+    /// A task that is not SIMPLE with TST = 0 (SAM-6 8.2): nothing is aborted, and the gate is closed until the task
+    /// is over.
+    Alone,
 }
 
 /// One ring pair in host memory, for one poll group.
@@ -221,6 +224,11 @@ pub enum FromGroup {
         unit: u32,
         /// Why.
         cause: GateCause,
+    },
+    /// The task is over that a gate was closed for.
+    GateOver {
+        /// The group's name for it, as in its request.
+        request: u64,
     },
     /// The group's shard of the unit is quiet.
     GateClosed {

@@ -96,9 +96,11 @@ pub(crate) struct UnitShard {
     pub access_generation: u32,
     /// The gate that is closed on it.
     pub gate: Option<GateShard>,
-    /// A configuration that removes it, or changes what is behind it, waits for its tasks.
-    pub closed_for_change: bool,
-    /// Tasks that arrived while the gate was closed, not in a task set yet.
+    /// Why new tasks are held, as bits of [`closed`].
+    pub closed: u8,
+    /// The task (its token) that has to be alone on the unit: TST = 0, and it is not SIMPLE. It waits for its gate, or runs.
+    pub alone: Option<u64>,
+    /// Tasks that arrived while it was closed, not in a task set yet.
     pub held: Fifo,
     /// Tasks past the gate.
     pub active: u32,
@@ -117,7 +119,8 @@ impl UnitShard {
             placement: unit.placement,
             access_generation: 0,
             gate: None,
-            closed_for_change: false,
+            closed: 0,
+            alone: None,
             held: Fifo::default(),
             active: 0,
             at_backend: [0; 2],
@@ -131,7 +134,7 @@ impl UnitShard {
     /// Whether new tasks are held.
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        self.gate.is_some() || self.closed_for_change
+        self.closed != 0
     }
 
     /// Access got narrower: decisions made before are checked again at submit. Gives the parity of
@@ -141,6 +144,16 @@ impl UnitShard {
         self.access_generation = self.access_generation.wrapping_add(1);
         old
     }
+}
+
+/// Why a group's shard of a unit holds new tasks.
+pub(crate) mod closed {
+    /// A gate is closed on it.
+    pub(crate) const BY_GATE: u8 = 1;
+    /// A configuration that removes the unit, or changes what is behind it, waits for its tasks.
+    pub(crate) const FOR_CHANGE: u8 = 2;
+    /// One of its tasks has to be alone.
+    pub(crate) const FOR_ONE: u8 = 4;
 }
 
 /// A closed gate on this group's shard of a unit.
@@ -255,6 +268,8 @@ pub struct PollGroup<P: Platform> {
     pub(crate) managements: Vec<u32>,
     /// Gates closed on this group's shards and not acknowledged yet.
     pub(crate) gates_closed: u32,
+    /// Units of which a task of this group has to be alone.
+    pub(crate) alone: u32,
     pub(crate) pending_logins: Vec<PendingLogin<P::Connection>>,
     /// Sum of the slots promised to channels.
     pub(crate) slots_promised: u32,
@@ -373,6 +388,7 @@ impl<P: Platform> PollGroup<P> {
             events_due: false,
             managements: Vec::with_capacity(limits.channels as usize),
             gates_closed: 0,
+            alone: 0,
             pending_logins: Vec::new(),
             slots_promised: 0,
             send_depths: 0,
@@ -435,6 +451,7 @@ impl<P: Platform> PollGroup<P> {
         }
         let waits = self.tasks.len() != 0
             || self.gates_closed != 0
+            || self.alone != 0
             || self.logouts != 0
             || self.changing.is_some()
             || !self.pending_logins.is_empty()

@@ -97,6 +97,7 @@ impl<P: Platform> PollGroup<P> {
         while let Some(wake) = self.kit.wakes.pop_front() {
             match wake {
                 Wake::Dormant { nexus, lun } => self.wake_dormant(nexus, lun),
+                Wake::Alone { unit } => self.ask_to_be_alone(unit),
                 Wake::Buffers => {
                     self.wake_buffers();
                     self.wake_backend();

@@ -79,6 +79,8 @@ pub(crate) enum Step {
 pub(crate) enum Wake {
     /// The dormant tasks of a task set.
     Dormant { nexus: u32, lun: u32 },
+    /// The task that has to be alone on this unit.
+    Alone { unit: u32 },
     /// Tasks that wait for a buffer.
     Buffers,
     /// Messages that wait for a slot of this channel, or its end.

@@ -232,22 +232,13 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
         FILE_AND_BLOCK,
         "1: initiators may change the states of its device group's target groups; default 0"
     ),
-    DeviceAttribute {
-        attribute: Attribute {
-            name: "tst",
-            meaning: "task set type: 1, one task set a nexus; default 1",
-            store: |_, value| match value {
-                "1" => Ok(()),
-                "0" => refuse(
-                    "tst 0 (one task set for all initiators) is not available yet",
-                    "use 1, which is also the default: one task set for each I_T nexus",
-                ),
-                _ => refuse(format!("tst `{value}` is not 0 or 1"), "use 1"),
-            },
-            show: |_| None,
-        },
-        handlers: ALL,
-    },
+    flag!(
+        "tst",
+        separate_task_sets,
+        true,
+        ALL,
+        "task set type: 1, a task set for each initiator; 0, one for all of them; default 1"
+    ),
     text!("t10_vend_id", t10_vend_id, 8, "T10 vendor identification, 8 characters; default LUNAR"),
     text!("prod_id", prod_id, 16, "product identification, 16 characters; default the name"),
     text!("prod_rev_lvl", prod_rev_lvl, 4, "product revision level, 4 characters"),

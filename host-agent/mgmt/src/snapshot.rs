@@ -183,7 +183,7 @@ fn unit(
         optimal_transfer_blocks: optimal_transfer_bytes
             .checked_div(medium.block_bytes)
             .unwrap_or(0),
-        task_set_type: 1,
+        task_set_type: device.separate_task_sets.into(),
         vendor: identity.vendor,
         product: identity.product,
         revision: identity.revision,

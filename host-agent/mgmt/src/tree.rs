@@ -168,6 +168,8 @@ pub struct Device {
     pub rotational: bool,
     /// UNMAP is offered (VPD page B2h).
     pub thin_provisioned: bool,
+    /// TST of the Control mode page: each I_T nexus has a task set of its own.
+    pub separate_task_sets: bool,
     /// Reads of a nullio device on the host give zeroes.
     pub read_zero: bool,
     /// A nullio device that is none: INQUIRY says that no device is connected.
@@ -245,6 +247,7 @@ impl Device {
             o_direct: false,
             rotational: true,
             thin_provisioned: false,
+            separate_task_sets: true,
             read_zero: false,
             dummy: false,
             removable: is_cdrom,

@@ -152,7 +152,7 @@ fn mistakes_are_refused_with_their_reason() {
         (device("vdisk_nullio", "read_only yes"), "`yes` is not 0 or 1"),
         (device("vdisk_nullio", "read_only 1\nread_only 1"), "given twice"),
         (device("vdisk_nullio", "filename /a"), "`filename` is not an attribute of vdisk_nullio"),
-        (device("vdisk_nullio", "tst 0"), "not available yet"),
+        (device("vdisk_nullio", "tst 2"), "`2` is not 0 or 1"),
         (device("vdisk_nullio", "prod_id seventeen_letters"), "has 17 characters"),
         (device("vdisk_nullio", "usn \"\""), "has 0 characters"),
         (device("vdisk_nullio", "t10_vend_id ä"), "SPC-6 4.3.1"),

@@ -3,11 +3,15 @@
 
 use lunar_initiator::cdbs::{self, Transfer, read10, write10};
 use lunar_initiator::{Command, Data, Event, Initiator, Shape};
-use lunar_scenario::{HARDWARE, Lab, configuration, small_limits, submit, submit_with};
+use lunar_platform::Nanoseconds;
+use lunar_scenario::{
+    HARDWARE, Hardware, Lab, TARGET, configuration, small_limits, submit, submit_with,
+};
 use lunar_scsi::lun;
 use lunar_scsi::task_set::TaskAttribute;
 use lunar_srp::iu::Residual;
-use lunar_target::Report;
+use lunar_target::trace::{Point, Trace};
+use lunar_target::{Report, State, group_of};
 
 /// ASC and ASCQ of fixed format sense data.
 fn asc(sense: &Option<Box<[u8]>>) -> (u8, u8) {
@@ -198,6 +202,88 @@ fn sam_8_ordered_waits_for_older_and_holds_newer_and_head_of_queue_overtakes() {
         // Every second one is ORDERED, so nothing may overtake anything.
         assert_eq!(answered, submitted);
     }
+}
+
+/// Runs commands that are not SIMPLE from one nexus and SIMPLE ones from another, on a poll group each, both to LUN 0,
+/// whose unit has this TST; gives how often the former ran together with others.
+fn overlaps(hardware: Hardware, tst: u8) -> usize {
+    let mut lab = Lab::new(hardware, 2, &small_limits());
+    let mut shared = configuration(2);
+    shared.units[0].logical_unit.tst = tst;
+    lab.configure(shared);
+    lab.steps(50);
+    let group = |initiator: &Initiator| group_of(&initiator.config().initiator_port, &TARGET, 2);
+    let mut initiators: Vec<_> = (1..=8).map(|name| lab.logged_in(name)).collect();
+    let first = group(&initiators[0]);
+    let other = initiators.iter().position(|one| group(one) != first).expect("two groups");
+    initiators.swap(1, other);
+    initiators.truncate(2);
+    for group in &mut lab.groups {
+        group.set_trace(Some(Trace::new(1 << 16)));
+    }
+    let cdb = read10(Transfer::new(0, 64));
+    let mut left = 0;
+    for round in 0..24_u32 {
+        for (place, initiator) in initiators.iter_mut().enumerate() {
+            let attribute = match (place, round % 3) {
+                (0, 0) => TaskAttribute::HeadOfQueue,
+                (0, _) => TaskAttribute::Ordered,
+                _ => TaskAttribute::Simple,
+            };
+            let data = Data::In { offset: 0, bytes: 32_768 };
+            let command = Command { attribute, ..Command::new(lun::encode(0), &cdb, data) };
+            initiator.submit(&command).expect("room");
+            initiator.flush();
+            left += 1;
+        }
+        lab.steps(2);
+    }
+    let mut events = Vec::new();
+    for _ in 0..20_000 {
+        lab.step();
+        initiators.iter_mut().for_each(|initiator| initiator.poll(&mut events));
+        for event in events.drain(..) {
+            if let Event::Response { status, .. } = event {
+                assert_eq!(status, 0);
+                left -= 1;
+            }
+        }
+    }
+    assert_eq!(left, 0, "every command is answered");
+    assert_eq!(lab.tasks(), 0);
+    // When each task began to work and was over, by group.
+    let mut spans = [Vec::new(), Vec::new()];
+    for (group, spans) in lab.groups.iter_mut().zip(&mut spans) {
+        let (records, lost) = group.trace_mut().expect("a trace").take();
+        assert_eq!(lost, 0);
+        let mut open = std::collections::BTreeMap::new();
+        for record in records {
+            match record.point {
+                Point::Entered(State::Blocked) => {}
+                Point::Entered(_) => _ = open.entry(record.tag).or_insert(record.at),
+                Point::Over => spans.extend(open.remove(&record.tag).map(|from| (from, record.at))),
+                _ => {}
+            }
+        }
+    }
+    let (alone, others) = (&spans[first], &spans[1 - first]);
+    assert_eq!((alone.len(), others.len()), (24, 24));
+    let together =
+        |a: &(Nanoseconds, Nanoseconds), b: &(Nanoseconds, Nanoseconds)| a.0 < b.1 && b.0 < a.1;
+    alone.iter().map(|one| others.iter().filter(|other| together(one, other)).count()).sum()
+}
+
+/// With TST = 0 the task set is that of all nexuses, on whatever poll group they live (SPC-6 7.5.10).
+#[test]
+fn sam_8_with_one_task_set_for_all_a_task_that_is_not_simple_runs_alone() {
+    for seed in 1..12 {
+        let hardware = Hardware::Deferring(seed);
+        assert_eq!(overlaps(hardware, 0), 0, "seed {seed}");
+    }
+    assert!(
+        overlaps(Hardware::Deferring(1), 1) > 0,
+        "with task sets of their own they run together"
+    );
 }
 
 #[test]
