@@ -141,6 +141,11 @@ impl World {
             agent.core.revoke(2);
             self.faults.last_outage = Some(self.now);
             self.faults.revoking = true;
+            if self.random.chance(1, 2) {
+                // So that it meets a ring that is full, and tasks that wait for it.
+                self.faults.agent_stalled_until =
+                    self.now + self.random.between(100_000, 1_500_000);
+            }
         }
     }
 

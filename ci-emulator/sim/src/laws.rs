@@ -35,6 +35,8 @@ pub enum Law {
     Protocol,
     /// Statuses and sense that have no cause.
     Status,
+    /// SAM-6 8: what runs together of a task set.
+    Order,
     /// Everything is answered in bounded time, unless somebody took it away.
     Liveness,
     /// At the end nothing is left.
@@ -54,6 +56,7 @@ impl fmt::Display for Law {
             Self::UnitAttention => "unit attention",
             Self::Protocol => "protocol",
             Self::Status => "status",
+            Self::Order => "order",
             Self::Liveness => "liveness",
             Self::Leak => "leak",
             Self::Trust => "trust",

@@ -15,6 +15,7 @@ mod faults;
 mod journal;
 pub mod laws;
 mod load;
+mod order;
 mod random;
 mod seen;
 mod units;

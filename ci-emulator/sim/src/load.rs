@@ -351,6 +351,7 @@ impl World {
         let shape = if data == Data::None { Shape::Direct } else { self.shape() };
         let command = Command { attribute, shape, ..Command::new(field(lun), cdb.bytes(), data) };
         let tag = self.channels[number].initiator.submit(&command).ok()?;
+        self.order.sent(tag.to_wire(), self.channels[number].nexus, lun, attribute);
         self.commands += 1;
         Some(tag)
     }

@@ -160,13 +160,14 @@ mod mutants {
     use lunar_target::mutant::Mutant;
 
     // Each with the laws that it breaks: another one's alarm would be a mistake of ours.
-    pub(crate) const MUTANTS: [(Mutant, &[Law]); 6] = [
+    pub(crate) const MUTANTS: [(Mutant, &[Law]); 7] = [
         (Mutant::NoRecheckAtSubmit, &[Law::ReadOnly]),
         // An aborted command may also be answered late.
-        (Mutant::GoodBeforeDrain, &[Law::LateWrite, Law::Protocol]),
+        (Mutant::GoodBeforeDrain, &[Law::LateWrite, Law::Protocol, Law::Order]),
         (Mutant::NoFlush, &[Law::ReadData]),
         (Mutant::UnitAttentionAfterGood, &[Law::UnitAttention]),
         (Mutant::LateWriteAfterAbort, &[Law::LateWrite]),
+        (Mutant::TaskSetsApart, &[Law::Order]),
         // The nexus that should have ended goes on, without the unit attention of a new one.
         (Mutant::LoginBeforeDrain, &[Law::LateWrite, Law::UnitAttention]),
     ];

@@ -25,7 +25,7 @@ pub struct Described {
     /// Whether there is a medium behind it, so that reads can be judged.
     pub stores: bool,
     placement: PlacementKind,
-    task_set_type: u32,
+    pub task_set_type: u32,
     /// Whether it is taken away and brought back in a run.
     pub comes_and_goes: bool,
 }

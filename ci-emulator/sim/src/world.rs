@@ -11,6 +11,7 @@ use crate::coverage::Coverage;
 use crate::faults::Faults;
 use crate::journal::Journal;
 use crate::laws::{Broken, Law, Laws};
+use crate::order::Order;
 use crate::random::Random;
 use crate::units::{BLOCKS, Shape, UNITS, configuration};
 use crate::wire::Wire;
@@ -110,6 +111,7 @@ pub(crate) struct World {
     pub(crate) wire: Option<Wire>,
     pub(crate) channels: Vec<Channel>,
     pub(crate) laws: Laws,
+    pub(crate) order: Order,
     /// By nexus: writes whose channel died, with their LUN and the moment of that channel's login, until
     /// a SINGLE login ends them.
     pub(crate) limbo: Vec<Vec<(usize, lunar_initiator::oracle::Write, u64)>>,
@@ -170,6 +172,7 @@ impl World {
             wire: None,
             channels,
             laws: Laws::new(NEXUSES.len()),
+            order: Order::default(),
             limbo: NEXUSES.iter().map(|_| Vec::new()).collect(),
             taken_away: vec![[0; UNITS.len()]; NEXUSES.len()],
             nexus_since: vec![0; NEXUSES.len()],
@@ -327,7 +330,7 @@ impl World {
             self.run_channel(channel)?;
         }
         if self.steps.is_multiple_of(TRACE_STEPS) {
-            self.look_at_trace();
+            self.look_at_trace()?;
             self.look_for_forgotten()?;
         }
         Ok(())
@@ -381,12 +384,14 @@ impl World {
         Ok(())
     }
 
-    fn look_at_trace(&mut self) {
-        for record in self.card.take_trace() {
+    fn look_at_trace(&mut self) -> Result<(), Broken> {
+        let records = self.card.take_trace();
+        for record in &records {
             self.coverage.add(record.point);
             let (point, detail) = number_of(record.point);
             self.journal.count("card", [record.tag, point, detail ^ record.at.0]);
         }
+        self.order.on_records(&records)
     }
 
     /// Connects card and agent.

@@ -403,8 +403,9 @@ impl<P: Platform> Coordinator<P> {
             FromGroup::Configured { generation } => self.on_configured(generation),
             FromGroup::RequestGate { request, unit, cause } => {
                 if cause != GateCause::Alone {
-                    // It aborts them all; and a task that never ends must not keep a reset out.
-                    self.drop_gates(|gate| gate.unit == unit && gate.cause == GateCause::Alone);
+                    // It aborts them all, and a task that never ends must not keep it out. Its gate takes the place of
+                    // theirs without opening that, so nothing slips between them.
+                    self.gates.retain(|gate| gate.unit != unit || gate.cause != GateCause::Alone);
                 }
                 let name = self.next_gate;
                 self.next_gate = self.next_gate.wrapping_add(1).max(1);
@@ -421,11 +422,15 @@ impl<P: Platform> Coordinator<P> {
             }
             FromGroup::GateClosed { gate } => self.on_gate_closed(gate),
             FromGroup::GateOver { request } => {
-                self.drop_gates(|gate| {
+                let is_its = |gate: &Gate| {
                     gate.cause == GateCause::Alone
                         && (gate.origin, gate.request) == (group, request)
-                });
-                self.start_gates();
+                };
+                if let Some(place) = self.gates.iter().position(is_its)
+                    && let Some(gate) = self.gates.remove(place)
+                {
+                    self.open_gate(&gate);
+                }
             }
             FromGroup::Event(event) => {
                 self.follow(group, &event);
@@ -535,16 +540,6 @@ impl<P: Platform> Coordinator<P> {
         }
     }
 
-    /// Opens and forgets gates that did not complete, or whose task is over.
-    fn drop_gates(&mut self, is_meant: impl Fn(&Gate) -> bool) {
-        for gate in self.gates.iter().filter(|gate| gate.waiting.is_some() && is_meant(gate)) {
-            for group in &mut self.groups {
-                group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
-            }
-        }
-        self.gates.retain(|gate| !is_meant(gate));
-    }
-
     fn finish_gate(&mut self, name: u32) {
         let Some(place) = self.gates.iter().position(|gate| gate.name == name) else { return };
         let Some(gate) = self.gates.remove(place) else { return };
@@ -552,6 +547,12 @@ impl<P: Platform> Coordinator<P> {
         if let Some(origin) = self.groups.get_mut(gate.origin) {
             origin.send(ToGroup::CompleteGate { request: gate.request });
         }
+        self.open_gate(&gate);
+    }
+
+    /// Opens a gate that is not in the list any more, and lets the next ones follow. Groups that it was not closed in do
+    /// not mind.
+    fn open_gate(&mut self, gate: &Gate) {
         for group in &mut self.groups {
             group.send(ToGroup::OpenGate { gate: gate.name, unit: gate.unit });
         }

@@ -25,6 +25,7 @@ use crate::channel::Channel;
 use crate::configuration::{BackendKind, PortGroup};
 use crate::fifo::NONE;
 use crate::kit::Kit;
+use crate::mutant::{self, Mutant};
 use crate::nexus::{Nexus, NexusLun};
 use crate::poll_group::{UnitShard, closed};
 use crate::statistics::OperationKind;
@@ -109,7 +110,8 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let task = &mut *self.task;
         let lun = self.nexus.luns.get_mut(task.lun as usize);
         let (Some(lun), Some(unit)) = (lun, self.unit.as_mut()) else { return self.advance() };
-        if unit.logical_unit.tst == 0 && task.attribute != TaskAttribute::Simple {
+        let shared = unit.logical_unit.tst == 0 && !mutant::is(Mutant::TaskSetsApart);
+        if shared && task.attribute != TaskAttribute::Simple {
             unit.active -= 1;
             unit.closed |= closed::FOR_ONE;
             unit.alone = Some(self.id.to_token());
@@ -469,7 +471,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             return task.check(Sense::LOGICAL_UNIT_NOT_SUPPORTED);
         };
         if task.access_generation != unit.access_generation
-            && !crate::mutant::is(crate::mutant::Mutant::NoRecheckAtSubmit)
+            && !mutant::is(Mutant::NoRecheckAtSubmit)
             && let Some(step) = self.recheck()
         {
             return step;

@@ -173,15 +173,16 @@ impl<P: Platform> PollGroup<P> {
             // The unit is gone here: nothing to drain.
             return self.tell(FromGroup::GateClosed { gate });
         };
-        shard.gate = Some(GateShard {
+        let shut = GateShard {
             gate,
             #[cfg(feature = "mutants")]
             cause,
             acknowledged: false,
             deadline,
-        });
+        };
+        // It may take the place of a gate that was closed for one task.
+        self.gates_closed += u32::from(shard.gate.replace(shut).is_none());
         shard.closed |= closed::BY_GATE;
-        self.gates_closed += 1;
         self.trace_unit(unit);
         if cause != GateCause::Alone {
             self.abort_matching(|task| task.unit == unit);

@@ -17,6 +17,8 @@ pub enum Mutant {
     UnitAttentionAfterGood,
     /// An aborted task goes on to the backend when its data-out has arrived.
     LateWriteAfterAbort,
+    /// With TST = 0 each nexus has a task set of its own all the same.
+    TaskSetsApart,
     /// A SINGLE re-login is answered while tasks of the old channels are still in progress.
     LoginBeforeDrain,
 }
