@@ -678,13 +678,13 @@ fn a_cut_way_loses_nothing_wherever_it_is_cut() {
         for (cut, again) in (1..24).flat_map(|cut| [(cut, None), (cut, Some(cut + 2))]) {
             let mut rig = Rig::new(Plan { seed, dma_capacity: 6, ..Plan::default() });
             let buffers: Vec<_> = (0..6).map(|slot| rig.claim(PLACEMENTS[slot % 2], 512)).collect();
-            for slot in 0..2 {
+            for (slot, buffer) in buffers.iter().enumerate().take(2) {
                 rig.agent.disk[slot * BLOCK_BYTES..][..BLOCK_BYTES].fill(slot as u8 + 1);
-                rig.read(slot as u64, slot as u64, 1, &buffers[slot]).unwrap();
+                rig.read(slot as u64, slot as u64, 1, buffer).unwrap();
             }
-            for slot in 2..4 {
-                rig.fetch_data_out(&buffers[slot], &[slot as u8 + 1; BLOCK_BYTES]);
-                rig.write(slot as u64, slot as u64, 1, &buffers[slot]).unwrap();
+            for (slot, buffer) in buffers.iter().enumerate().take(4).skip(2) {
+                rig.fetch_data_out(buffer, &[slot as u8 + 1; BLOCK_BYTES]);
+                rig.write(slot as u64, slot as u64, 1, buffer).unwrap();
             }
             let forward = BlockRequest::Forward { data_out: false };
             rig.submit(4, forward, None, 0, &[9; 20]).unwrap();
@@ -706,7 +706,7 @@ fn a_cut_way_loses_nothing_wherever_it_is_cut() {
                     }
                     ended.push(outcome.token);
                 }
-                if turn >= cut + 1 && rig.slot.is_gone() {
+                if turn > cut && rig.slot.is_gone() {
                     noticed += u32::from(rig.ring.is_cut());
                     mend(&mut rig);
                 }
@@ -714,8 +714,8 @@ fn a_cut_way_loses_nothing_wherever_it_is_cut() {
             assert_eq!(rig.ring.fault(), None, "seed {seed:?}, cut at {cut}, {again:?}");
             ended.sort_unstable();
             assert_eq!(ended, [0, 1, 2, 3, 4, 5], "each exactly once; cut at {cut}, {again:?}");
-            for slot in 0..2 {
-                assert_eq!(rig.data_in(&buffers[slot], 512), [slot as u8 + 1; 512]);
+            for (slot, buffer) in buffers.iter().enumerate().take(2) {
+                assert_eq!(rig.data_in(buffer, 512), [slot as u8 + 1; 512]);
             }
             for slot in 2..4 {
                 assert_eq!(rig.agent.disk[slot * BLOCK_BYTES..][..512], [slot as u8 + 1; 512]);
