@@ -313,7 +313,8 @@ impl<P: Platform> PollGroup<P> {
             let is_one = task.unit == unit
                 && task.at_backend
                 && matches!(task.work, Work::Forward)
-                && (task.cdb.first() == Some(&opcode::MAINTENANCE_OUT) || changes_reservations(task));
+                && (task.cdb.first() == Some(&opcode::MAINTENANCE_OUT)
+                    || changes_reservations(task));
             count += u32::from(is_one && matches(task));
         }
         count

@@ -141,9 +141,9 @@ fn spc_4_5_13_11_2_6_commands_in_flight_are_aborted_and_over_before_the_change_i
         }];
         lab.configure(change);
         let answered = |events: Vec<Event>, wanted| {
-            events.iter().any(|event| {
-                matches!(event, Event::Response { tag, status: 0, .. } if *tag == wanted)
-            })
+            events.iter().any(
+                |event| matches!(event, Event::Response { tag, status: 0, .. } if *tag == wanted),
+            )
         };
         let events = lab.run(&mut other, |_| false);
         assert!(answered(events, untouched), "seed {seed}");
@@ -151,9 +151,8 @@ fn spc_4_5_13_11_2_6_commands_in_flight_are_aborted_and_over_before_the_change_i
         assert!(answered(events, kept), "seed {seed}");
         // What was over before has its answer; nothing succeeds from now on.
         let late = submit_with(&mut other, 0, &write, OUT);
-        let mut events = lab.run(&mut other, |event| {
-            matches!(event, Event::Response { tag, .. } if *tag == late)
-        });
+        let mut events = lab
+            .run(&mut other, |event| matches!(event, Event::Response { tag, .. } if *tag == late));
         assert!(
             matches!(events.pop(), Some(Event::Response { status: 0x02 | 0x18, .. })),
             "seed {seed}"
