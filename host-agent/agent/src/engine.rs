@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -35,6 +36,7 @@ use crate::api::{SOFTWARE, wire};
 use crate::devices::{self, Open};
 use crate::epoch::{self, Notes};
 use crate::line::{EngineInbox, Question, ToControl, ToEngine};
+use crate::pr_files;
 use crate::show;
 
 /// Entries taken from one ring before the others are looked at.
@@ -64,6 +66,7 @@ pub(crate) struct Parts {
     pub offer: Offer,
     pub epoch: u64,
     pub notes: Notes,
+    pub pr_dir: PathBuf,
     pub spin: Duration,
     pub inbox: EngineInbox,
     pub outbound: UnboundedSender<ToControl>,
@@ -84,6 +87,7 @@ pub(crate) struct Engine {
     copy_arena: Arena,
     rings: Vec<RingPair<ArenaWindow>>,
     hints: Vec<HintLines>,
+    pr_keeper: pr_files::Keeper,
     notes: Notes,
     notes_file: OwnedFd,
     inbox: EngineInbox,
@@ -126,7 +130,7 @@ struct Setting {
 impl Engine {
     /// Opens the devices, takes over the rings as the last agent left them, and sets the configuration.
     pub(crate) fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { tree, offer, epoch, notes, spin, inbox, outbound } = parts;
+        let Parts { tree, offer, epoch, notes, pr_dir, spin, inbox, outbound } = parts;
         let layout = offer.layout;
         let opened = devices::open_all(&tree)?;
         let mut handles = Handles::default();
@@ -180,7 +184,15 @@ impl Engine {
             core.on_ring_fault(*ring, fault);
         }
         let (open_devices, device_names) = in_order(opened, &configuration);
+        let mut pr_paths = BTreeMap::new();
+        for name in &device_names {
+            let Some(unit) = handles.unit(name) else { continue };
+            let path = pr_files::path(&tree, name, &pr_dir);
+            core.restore_reservations(unit, pr_files::restore(&path, name));
+            pr_paths.insert(unit, path);
+        }
         core.set_configuration(with_devices(&configuration, &device_names), 0)?;
+        let pr_keeper = pr_files::Keeper::start(pr_paths, inbox.wake())?;
         let notes = Notes { agent_epoch: epoch, ..notes };
         notes.store(&offer.notes)?;
         Ok(Self {
@@ -195,6 +207,7 @@ impl Engine {
             copy_arena: Arena::anonymous(COPY_ARENA_BYTES).context("memory for EXTENDED COPY")?,
             rings,
             hints: offer.hints,
+            pr_keeper,
             notes,
             notes_file: offer.notes,
             inbox,
@@ -249,6 +262,10 @@ impl Engine {
             for ring in &mut self.rings {
                 busy |= ring.poll(&mut self.core, RING_BUDGET, now_ns) > 0;
             }
+        }
+        while let Some((unit, keep, result)) = self.pr_keeper.next() {
+            busy = true;
+            self.core.on_reservations_kept(unit, keep, result);
         }
         busy |= self.carry_out(now_ns);
         busy |= self.poll_devices(now_ns);
@@ -374,6 +391,10 @@ impl Engine {
                 Effect::RememberCard { epoch, configuration_generation } => {
                     self.remember(epoch, configuration_generation);
                 }
+                Effect::KeepReservations { unit, keep, record } => {
+                    self.pr_keeper.keep(unit, keep, record);
+                }
+                Effect::ReservationsChanged { .. } => {}
                 Effect::ArenaRevoked { arena } => info!(arena, "the card uses the arena no more"),
                 Effect::Statistics(statistics) => self.on_statistics(&statistics),
                 Effect::Log(event) => log(&event),

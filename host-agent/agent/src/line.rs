@@ -100,6 +100,11 @@ impl EngineInbox {
         }
     }
 
+    /// Whoever writes to it wakes the engine.
+    pub(crate) fn wake(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.wake)
+    }
+
     /// Readable when there may be a message.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()

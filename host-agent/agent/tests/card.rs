@@ -92,7 +92,9 @@ impl Board {
 
     fn spawn(directory: &Path, over: Over, address: SocketAddr) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
-        for (option, file) in [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api")] {
+        let files =
+            [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api"), ("pr-dir", "pr")];
+        for (option, file) in files {
             command.arg(format!("--{option}")).arg(directory.join(file));
         }
         match over {
@@ -967,7 +969,9 @@ fn an_address_without_keys_ends_the_start_with_the_way_out() {
             .arg("--keeper")
             .arg(board.path("keeper"))
             .arg("--api")
-            .arg(directory.path().join("api"));
+            .arg(directory.path().join("api"))
+            .arg("--pr-dir")
+            .arg(directory.path().join("pr"));
         let output = command.args(words).output().unwrap();
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
