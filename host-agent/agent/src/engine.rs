@@ -96,6 +96,8 @@ pub(crate) struct Engine {
     card: Card,
     asking: Vec<Asking>,
     setting: Vec<Setting>,
+    reserving: Vec<Reserving>,
+    next_reserving: u64,
     last_request: u32,
     ended: Vec<Ended>,
     start: Instant,
@@ -125,6 +127,14 @@ struct Setting {
     generation: u32,
     until_ns: u64,
     answer: oneshot::Sender<Result<wire::SetAluaReply, String>>,
+}
+
+/// A `ChangeReservations` that waits for the disk and the card.
+struct Reserving {
+    id: u64,
+    unit: u32,
+    until_ns: u64,
+    answer: oneshot::Sender<Result<wire::ReservationsReply, String>>,
 }
 
 impl Engine {
@@ -216,6 +226,8 @@ impl Engine {
             card: Card::default(),
             asking: Vec::new(),
             setting: Vec::new(),
+            reserving: Vec::new(),
+            next_reserving: 1,
             last_request: 0,
             ended: Vec::new(),
             start: Instant::now(),
@@ -278,6 +290,7 @@ impl Engine {
         }
         self.give_up_on_counters(now_ns);
         self.answer_settings(now_ns);
+        self.give_up_on_reserving(now_ns);
         busy
     }
 
@@ -319,6 +332,12 @@ impl Engine {
             }
             ToEngine::Ask(Question::SetAlua(request, answer)) => {
                 self.set_alua(request, answer, now_ns);
+            }
+            ToEngine::Ask(Question::Reservations(device, answer)) => {
+                let _ = answer.send(self.reserved_unit(&device).map(|unit| self.told(unit)));
+            }
+            ToEngine::Ask(Question::ChangeReservations(request, answer)) => {
+                self.change_reservations(&request, answer, now_ns);
             }
             ToEngine::Stop => {
                 let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
@@ -394,7 +413,9 @@ impl Engine {
                 Effect::KeepReservations { unit, keep, record } => {
                     self.pr_keeper.keep(unit, keep, record);
                 }
-                Effect::ReservationsChanged { .. } => {}
+                Effect::ReservationsChanged { id, result } => {
+                    self.answer_reserving(id, result);
+                }
                 Effect::ArenaRevoked { arena } => info!(arena, "the card uses the arena no more"),
                 Effect::Statistics(statistics) => self.on_statistics(&statistics),
                 Effect::Log(event) => log(&event),
@@ -589,6 +610,63 @@ impl Engine {
             let own = own.and_then(|mut own| own.find(|own| own.name == target_group));
             let in_force = met && generation <= applied;
             let _ = answer.send(Ok(wire::SetAluaReply { target_group: own, in_force }));
+        }
+    }
+
+    /// The unit of a device that has reservations.
+    fn reserved_unit(&self, name: &str) -> Result<u32, String> {
+        let known = self.device_names.iter().any(|known| known == name);
+        self.handles.unit(name).filter(|_| known).ok_or_else(|| {
+            let known = self.device_names.join(", ");
+            format!("device {name} is not one that this agent executes; these are: {known}")
+        })
+    }
+
+    fn told(&self, unit: u32) -> wire::ReservationsReply {
+        self.core.reservations(unit).map_or_else(wire::ReservationsReply::default, pr_files::told)
+    }
+
+    /// Clears or replaces a device's reservations; the answer waits for the disk and the card.
+    fn change_reservations(
+        &mut self,
+        request: &wire::ChangeReservationsRequest,
+        answer: oneshot::Sender<Result<wire::ReservationsReply, String>>,
+        now_ns: u64,
+    ) {
+        let wire::ChangeReservationsRequest { device, import } = request;
+        let state = match import.as_slice() {
+            [] => Ok(None),
+            bytes => pr_files::import(bytes).map(Some),
+        };
+        let (unit, state) = match self.reserved_unit(device).and_then(|unit| Ok((unit, state?))) {
+            Ok(found) => found,
+            // Whoever asked may be gone by now.
+            Err(reason) => return drop(answer.send(Err(format!("device {device}: {reason}")))),
+        };
+        let id = self.next_reserving;
+        self.next_reserving = id.wrapping_add(1);
+        let until_ns = now_ns.saturating_add(ACCESS_PATIENCE_NS);
+        self.reserving.push(Reserving { id, unit, until_ns, answer });
+        info!(device, import = state.is_some(), "the management changes its reservations");
+        match state {
+            Some(state) => self.core.replace_reservations(unit, id, state),
+            None => self.core.clear_reservations(unit, id),
+        }
+    }
+
+    fn answer_reserving(&mut self, id: u64, result: Result<(), String>) {
+        if let Some(at) = self.reserving.iter().position(|waiting| waiting.id == id) {
+            let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
+            let told = self.told(unit);
+            let reply = result.map(|()| wire::ReservationsReply { in_force: true, ..told });
+            let _ = answer.send(reply);
+        }
+    }
+
+    fn give_up_on_reserving(&mut self, now_ns: u64) {
+        while let Some(at) = self.reserving.iter().position(|one| one.until_ns <= now_ns) {
+            let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
+            let _ = answer.send(Ok(self.told(unit)));
         }
     }
 

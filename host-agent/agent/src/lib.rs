@@ -3,8 +3,8 @@
 //!
 //! * `engine`: the one thread that serves rings and devices; the core decides, it carries out.
 //! * `control_channel`, [`api`]: sockets, on a second thread; they talk to the engine over `line`.
-//! * `devices`: the handlers of the configured devices. `pr_files`: where reservations are kept. `epoch`: who this agent is. `show`, `latency`: what is told of
-//!   it all. `refusals`: who was not let in. `socket`: how sockets are bound.
+//! * `devices`: the handlers of the configured devices. `pr_files`: where reservations are kept. `epoch`: who this agent
+//!   is. `show`, `latency`: what is told of it all. `refusals`: who was not let in. `socket`: how sockets are bound.
 //!
 //! Nothing here decides about commands.
 

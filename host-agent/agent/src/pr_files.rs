@@ -16,8 +16,11 @@ use std::thread::JoinHandle;
 
 use lunar_core::reservations::Reservations;
 use lunar_core::reservations::record::{Record, RecordError};
+use lunar_core::reservations::scst;
 use lunar_mgmt::Tree;
 use tracing::{error, warn};
+
+use crate::api::wire;
 
 /// What is done to files, one step at a time, so that a test can let each fail.
 pub(crate) trait Files: Send {
@@ -221,6 +224,45 @@ pub(crate) fn path(tree: &Tree, device: &str, directory: &Path) -> PathBuf {
     let own = tree.devices.get(device).and_then(|device| device.pr_file_name.as_ref());
     // Device names may have anything but a NUL.
     own.map_or_else(|| directory.join(device.replace('/', "!")), PathBuf::from)
+}
+
+/// The state that an import brings: the text of SCST's `pr_state`, SCST's file, or Lunar's own.
+pub(crate) fn import(bytes: &[u8]) -> Result<Reservations, String> {
+    match Record::decode(bytes) {
+        Ok(record) => Ok(record.reservations),
+        Err(RecordError::Scst) => {
+            scst::import_file(bytes).map_err(|error| format!("SCST's file: {error}"))
+        }
+        Err(RecordError::Foreign) => {
+            let text = str::from_utf8(bytes).map_err(|_| {
+                "neither the text of SCST's pr_state, nor SCST's file, nor Lunar's".to_owned()
+            })?;
+            scst::import_state(text).map_err(|error| format!("the text of pr_state: {error}"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// As the API tells of them.
+pub(crate) fn told(state: &Reservations) -> wire::ReservationsReply {
+    let registrations = state.registrations().map(|registration| wire::Registration {
+        initiator: registration.nexus.initiator.to_string(),
+        relative_target_port: registration.nexus.target_port.into(),
+        key: registration.key,
+        holder: registration.holder,
+    });
+    wire::ReservationsReply {
+        registrations: registrations.collect(),
+        reservation_type: state.reservation().map_or(0, |held| held.kind as u32),
+        generation: state.generation(),
+        aptpl: state.persists_through_power_loss(),
+        reserved_by: state.legacy_holder().map_or_else(String::new, |holder| {
+            format!("{} (port {})", holder.initiator, holder.target_port)
+        }),
+        lost: state.is_lost(),
+        pr_state: scst::export_state(state).unwrap_or_default(),
+        in_force: false,
+    }
 }
 
 /// What was kept of a device, for the core. What cannot be trusted keeps everybody out, and is told loudly.

@@ -17,8 +17,11 @@ use model::{Bench, NEXUS, UNIT, block_entry, block_range, login, logout, unit};
 
 /// Another initiator's nexus.
 const OTHER: u32 = 4;
-const GOOD: (u8, (u8, u8, u8)) = (0, (0, 0, 0));
-const CONFLICT: (u8, (u8, u8, u8)) = (0x18, (0, 0, 0));
+/// Status, and sense key with ASC and ASCQ.
+type Ended = (u8, (u8, u8, u8));
+
+const GOOD: Ended = (0, (0, 0, 0));
+const CONFLICT: Ended = (0x18, (0, 0, 0));
 const KEY: u64 = 0xA1;
 const OTHER_KEY: u64 = 0xB2;
 const REGISTER: u8 = 0;
@@ -85,7 +88,7 @@ fn forward(bench: &mut Bench, nexus: u32, token: u64, cdb: &[u8], list: &[u8]) -
 }
 
 /// Token, status and sense of the next completion.
-fn completion(bench: &mut Bench) -> Option<(u64, (u8, (u8, u8, u8)))> {
+fn completion(bench: &mut Bench) -> Option<(u64, Ended)> {
     let card = &mut bench.card[0];
     let completion = card.completions.pop().expect("sound")?;
     assert_eq!(completion.outcome(), Outcome::Forwarded);
@@ -109,7 +112,7 @@ fn list(key: u64, action_key: u64, aptpl: bool) -> Vec<u8> {
 }
 
 /// Carries a command through to its end.
-fn ending(bench: &mut Bench, nexus: u32, cdb: &[u8], list: &[u8]) -> (u8, (u8, u8, u8)) {
+fn ending(bench: &mut Bench, nexus: u32, cdb: &[u8], list: &[u8]) -> Ended {
     forward(bench, nexus, 1, cdb, list);
     if let Some((_, ending)) = completion(bench) {
         return ending;

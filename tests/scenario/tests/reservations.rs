@@ -10,8 +10,11 @@ use lunar_target::configuration::{AccessEffect, Configuration};
 
 const IN: Data = Data::In { offset: 0, bytes: 4096 };
 const OUT: Data = Data::Out { offset: 0, bytes: 4096 };
-const CONFLICT: (u8, Option<(u8, u8, u8)>) = (0x18, None);
-const GOOD: (u8, Option<(u8, u8, u8)>) = (0, None);
+/// Status, and sense key, ASC and ASCQ.
+type Ended = (u8, Option<(u8, u8, u8)>);
+
+const CONFLICT: Ended = (0x18, None);
+const GOOD: Ended = (0, None);
 
 /// The nexus of the initiator with this name.
 fn nexus(name: u8) -> Nexus {
@@ -25,20 +28,14 @@ fn held(generation: u32, holder: u8, others: Access) -> Configuration {
     configuration
 }
 
-/// Status, and sense key, ASC and ASCQ.
-fn ending(
-    lab: &mut Lab,
-    initiator: &mut Initiator,
-    lun: u16,
-    cdb: &[u8],
-    data: Data,
-) -> (u8, Option<(u8, u8, u8)>) {
+/// How a command ends.
+fn ending(lab: &mut Lab, initiator: &mut Initiator, lun: u16, cdb: &[u8], data: Data) -> Ended {
     let tag = submit_with(initiator, lun, cdb, data);
     let (status, sense) = lab.response(initiator, tag);
     (status, sense.map(|sense| (sense[2], sense[12], sense[13])))
 }
 
-fn ready(lab: &mut Lab, initiator: &mut Initiator, lun: u16) -> (u8, Option<(u8, u8, u8)>) {
+fn ready(lab: &mut Lab, initiator: &mut Initiator, lun: u16) -> Ended {
     ending(lab, initiator, lun, &cdbs::test_unit_ready(), Data::None)
 }
 
