@@ -16,6 +16,8 @@ mod journal;
 pub mod laws;
 mod load;
 mod random;
+#[cfg(test)]
+mod reservations;
 mod seen;
 mod units;
 mod wire;
