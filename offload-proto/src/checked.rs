@@ -148,6 +148,66 @@ pub struct LogicalUnit {
     /// Printable ASCII, at most 20 bytes.
     pub vendor_specific: String,
     pub explicit_alua: bool,
+    /// Access of the nexuses that are not named, as bits.
+    pub access_others: u32,
+    pub access_named: Vec<NexusAccess>,
+    pub access_effects: Vec<AccessEffect>,
+}
+
+/// A checked [`control::NexusAccess`]; the fields mean what they mean there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct NexusAccess {
+    pub transport_id: Vec<u8>,
+    /// Not 0.
+    pub relative_target_port: u16,
+    pub access: u32,
+}
+
+/// A checked [`control::AccessEffect`]; the fields mean what they mean there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct AccessEffect {
+    pub generation: u32,
+    pub transport_id: Vec<u8>,
+    /// Not 0.
+    pub relative_target_port: u16,
+    /// 0, or 3 to 5.
+    pub attention: u8,
+    pub abort: bool,
+}
+
+impl About<'_> {
+    fn relative_target_port(&self, port: u32) -> Result<u16, Invalid> {
+        let port = u16::try_from(port).ok().filter(|port| *port != 0);
+        port.ok_or_else(|| self.refuse("relative target ports are 1 to 65535".to_owned()))
+    }
+
+    fn access_named(&self, named: &[control::NexusAccess]) -> Result<Vec<NexusAccess>, Invalid> {
+        let check = |from: &control::NexusAccess| {
+            Ok(NexusAccess {
+                transport_id: from.transport_id.clone(),
+                relative_target_port: self.relative_target_port(from.relative_target_port)?,
+                access: from.access,
+            })
+        };
+        named.iter().map(check).collect()
+    }
+
+    fn access_effects(&self, all: &[control::AccessEffect]) -> Result<Vec<AccessEffect>, Invalid> {
+        let check = |from: &control::AccessEffect| {
+            let known = [0, 3, 4, 5].into_iter().find(|known| u32::from(*known) == from.attention);
+            let unknown = || self.refuse(format!("unit attention 2Ah/{:02X}h", from.attention));
+            Ok(AccessEffect {
+                generation: from.generation,
+                transport_id: from.transport_id.clone(),
+                relative_target_port: self.relative_target_port(from.relative_target_port)?,
+                attention: known.ok_or_else(unknown)?,
+                abort: from.abort,
+            })
+        };
+        all.iter().map(check).collect()
+    }
 }
 
 impl TryFrom<&control::LogicalUnit> for LogicalUnit {
@@ -259,6 +319,10 @@ impl TryFrom<&control::LogicalUnit> for LogicalUnit {
             medium: from.medium,
             vendor_specific: from.vendor_specific.clone(),
             explicit_alua: from.explicit_alua,
+            access_others: from.access.as_ref().map_or(0, |access| access.others),
+            access_named: about
+                .access_named(from.access.as_ref().map_or(&[], |access| &access.named))?,
+            access_effects: about.access_effects(&from.access_effects)?,
         })
     }
 }

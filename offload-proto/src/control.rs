@@ -26,6 +26,10 @@ pub mod host_command {
     pub const RECEIVE_COPY_RESULTS: u32 = 1 << 3;
     /// START STOP UNIT with LOEJ and PREVENT ALLOW MEDIUM REMOVAL of a removable unit.
     pub const MEDIUM_REMOVAL: u32 = 1 << 4;
+    /// RESERVE (6) and (10), RELEASE (6) and (10).
+    pub const RESERVE: u32 = 1 << 5;
+    /// PERSISTENT RESERVE IN and OUT.
+    pub const PERSISTENT_RESERVE: u32 = 1 << 6;
     /// SET TARGET PORT GROUPS.
     pub const SET_TARGET_PORT_GROUPS: u32 = 1 << 7;
 }

@@ -238,7 +238,7 @@ impl Board {
         };
         let (keeper_socket, control, api) =
             (path("keeper.sock")?, path("control.sock")?, path(API_SOCKET)?);
-        let (fabric, conf) = (path("fabric")?, path("scst.conf")?);
+        let (fabric, conf, pr_dir) = (path("fabric")?, path("scst.conf")?, path("pr")?);
         fs::create_dir_all(&fabric)?;
         fs::write(&conf, configuration.text())?;
         let plan = Plan::for_this_machine(options.groups as usize);
@@ -265,6 +265,8 @@ impl Board {
                 &control,
                 "--api",
                 &api,
+                "--pr-dir",
+                &pr_dir,
                 "--exit-with-parent",
             ]),
             options.verbose,

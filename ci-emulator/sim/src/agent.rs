@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use lunar_core::reservations::record::Record;
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
     ArenaGeometry, COPY_ARENA, COPY_ARENA_BYTES, Configuration, Core, CoreConfig, DataRange,
@@ -54,6 +55,8 @@ pub struct Host {
     card_epoch: Option<u64>,
     /// The last configuration generation.
     generation: u32,
+    /// What is kept of reservations, by unit.
+    reservations: BTreeMap<u32, Record>,
     epoch: u64,
 }
 
@@ -105,6 +108,7 @@ impl Host {
             landings: Landings::default(),
             card_epoch: None,
             generation: 0,
+            reservations: BTreeMap::new(),
             epoch: 0,
         };
         host.plug();
@@ -195,6 +199,9 @@ impl Host {
             recovered: self.card_epoch.map(|card_epoch| Recovered { card_epoch, rings: recovered }),
             limits: Limits { parked_wait_ns: 20_000_000, ..Limits::default() },
         });
+        for (unit, record) in &self.reservations {
+            core.restore_reservations(*unit, Some(record.clone()));
+        }
         core.set_configuration(configuration, now).expect("a good configuration");
         let clock = Clock::default();
         clock.set(now);
@@ -334,6 +341,11 @@ impl Agent {
                     host.card_epoch = Some(epoch);
                     host.generation = configuration_generation;
                 }
+                Effect::KeepReservations { unit, keep, record } => {
+                    host.reservations.insert(unit, *record);
+                    self.core.on_reservations_kept(unit, keep, Ok(()));
+                }
+                Effect::ReservationsChanged { .. } => {}
                 Effect::ArenaRevoked { .. } => self.revoked = true,
                 Effect::Statistics(statistics) => self.statistics = Some(statistics),
                 Effect::Log(event) => {

@@ -117,7 +117,11 @@ impl Card {
             units_max: 64,
             ..Limits::default()
         };
-        let features = feature::HOST_DRAM | feature::FORWARD | feature::CANCEL | feature::RESETS;
+        let features = feature::HOST_DRAM
+            | feature::FORWARD
+            | feature::CANCEL
+            | feature::RESETS
+            | feature::ACCESS_TABLES;
         let link = AgentLink::new(hello("lunar-sim card", epoch, [7; 16], features, 0, limits));
         Self { device, groups, coordinator: Coordinator::new(listener, links), link }
     }

@@ -17,6 +17,8 @@ pub mod laws;
 mod load;
 mod order;
 mod random;
+#[cfg(test)]
+mod reservations;
 mod seen;
 mod units;
 mod wire;

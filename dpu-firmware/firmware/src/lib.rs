@@ -238,7 +238,11 @@ fn introduction(groups: usize, options: &Options) -> lunar_offload_proto::contro
         targets_max: 0,
         message_bytes_max: 0,
     };
-    let features = feature::HOST_DRAM | feature::FORWARD | feature::CANCEL | feature::RESETS;
+    let features = feature::HOST_DRAM
+        | feature::FORWARD
+        | feature::CANCEL
+        | feature::RESETS
+        | feature::ACCESS_TABLES;
     let software = concat!("lunar-firmware ", env!("CARGO_PKG_VERSION"));
     hello(software, epoch, boot_id(), features, 0, limits)
 }

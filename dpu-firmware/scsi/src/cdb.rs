@@ -506,6 +506,14 @@ fn parse_rare(operation: u8, cdb: &[u8]) -> Result<Command, Sense> {
         opcode::FORMAT_UNIT => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::FormatUnit)),
         opcode::MODE_SELECT_6 => fixed::<6>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
         opcode::MODE_SELECT_10 => fixed::<10>(cdb).map(|_| Command::Host(HostCommand::ModeSelect)),
+        opcode::RESERVE_6 | opcode::RELEASE_6 => {
+            fixed::<6>(cdb).map(|_| Command::Host(HostCommand::Reserve))
+        }
+        opcode::RESERVE_10 | opcode::RELEASE_10 => {
+            fixed::<10>(cdb).map(|_| Command::Host(HostCommand::Reserve))
+        }
+        opcode::PERSISTENT_RESERVE_IN => persistent_reserve(cdb, 3),
+        opcode::PERSISTENT_RESERVE_OUT => persistent_reserve(cdb, 8),
         opcode::THIRD_PARTY_COPY_OUT | opcode::THIRD_PARTY_COPY_IN => third_party_copy(cdb),
         _ => Err(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)),
     }
@@ -671,6 +679,14 @@ fn maintenance_out(cdb: &[u8]) -> Result<Command, Sense> {
     }
     fixed::<12>(cdb)?;
     Ok(Command::Host(HostCommand::SetTargetPortGroups))
+}
+
+/// PERSISTENT RESERVE IN or OUT (SPC-6), whose greatest service action is `last`.
+fn persistent_reserve(cdb: &[u8], last: u8) -> Result<Command, Sense> {
+    if action(cdb)? > last {
+        return Err(UNKNOWN_ACTION);
+    }
+    fixed::<10>(cdb).map(|_| Command::Host(HostCommand::PersistentReserve))
 }
 
 /// SPC-6, EXTENDED COPY (LID1), and of RECEIVE COPY RESULTS the service actions for it.

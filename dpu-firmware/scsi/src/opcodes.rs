@@ -94,8 +94,12 @@ pub enum HostCommand {
     /// Ejecting and loading a medium and preventing that: START STOP UNIT with LOEJ and PREVENT ALLOW
     /// MEDIUM REMOVAL of a removable unit.
     MediumRemoval,
+    /// RESERVE (6) and (10), RELEASE (6) and (10): who has the unit concerns every I_T nexus.
+    Reserve,
+    /// PERSISTENT RESERVE IN and OUT: reservations are kept, and concern every I_T nexus.
+    PersistentReserve,
     /// SET TARGET PORT GROUPS: the states are every nexus's and every unit's of a device group.
-    SetTargetPortGroups = 7,
+    SetTargetPortGroups,
 }
 
 /// Which of them the agent behind a unit executes.
@@ -109,7 +113,7 @@ impl HostCommands {
     /// As bits: 1 << the [`HostCommand`]. Others are commands that this version does not know.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
-        Self((bits & 0x9F) as u8)
+        Self((bits & 0xFF) as u8)
     }
 
     /// These and `command`.
@@ -326,6 +330,8 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("INQUIRY", &[0x12, 0x03, F, F, F, C]).every_type().reach(Always), // SPC-6
     CommandRow::new("MODE SELECT (6)", &[0x15, 0x13, 0, 0, F, C]) // SPC-6
         .host(HostCommand::ModeSelect).all_types().reach(Standby),
+    CommandRow::new("RESERVE (6)", &[0x16, 0x11, 0, 0, 0, C]).host(HostCommand::Reserve).all_types(), // SPC-2
+    CommandRow::new("RELEASE (6)", &[0x17, 0x11, 0, 0, 0, C]).host(HostCommand::Reserve).all_types(), // SPC-2
     CommandRow::new("MODE SENSE (6)", &[0x1A, 0x08, F, F, F, C]).all_types().reach(Standby), // SPC-6
     CommandRow::new("START STOP UNIT", &[0x1B, 0x01, 0, 0, 0xF7, C]).all_types().timeout_s(60), // SBC-4
     CommandRow::new("PREVENT ALLOW MEDIUM REMOVAL", &[0x1E, 0, 0, 0, 0x03, C]).all_types(), // SPC-6
@@ -351,7 +357,37 @@ pub static COMMANDS: &[CommandRow] = &[
     CommandRow::new("READ DISC INFORMATION", &[0x51, 0x07, 0, 0, 0, 0, 0, F, F, C]).cd(), // MMC-6
     CommandRow::new("MODE SELECT (10)", &[0x55, 0x13, 0, 0, 0, 0, 0, F, F, C]) // SPC-6
         .host(HostCommand::ModeSelect).all_types().reach(Standby),
+    CommandRow::new("RESERVE (10)", &[0x56, 0x13, 0, 0, 0, 0, 0, 0, 0, C]) // SPC-2
+        .host(HostCommand::Reserve).all_types(),
+    CommandRow::new("RELEASE (10)", &[0x57, 0x13, 0, 0, 0, 0, 0, 0, 0, C]) // SPC-2
+        .host(HostCommand::Reserve).all_types(),
     CommandRow::new("MODE SENSE (10)", &[0x5A, 0x18, F, F, 0, 0, 0, F, F, C]).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE IN, READ KEYS", &[0x5E, 0x1F, 0, 0, 0, 0, 0, F, F, C])
+        .action(0x00).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE IN, READ RESERVATION", &[0x5E, 0x1F, 0, 0, 0, 0, 0, F, F, C])
+        .action(0x01).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE IN, REPORT CAPABILITIES", &[0x5E, 0x1F, 0, 0, 0, 0, 0, F, F, C])
+        .action(0x02).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE IN, READ FULL STATUS", &[0x5E, 0x1F, 0, 0, 0, 0, 0, F, F, C])
+        .action(0x03).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, REGISTER", &[0x5F, 0x1F, 0, 0, 0, F, F, F, F, C])
+        .action(0x00).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, RESERVE", &[0x5F, 0x1F, F, 0, 0, F, F, F, F, C])
+        .action(0x01).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, RELEASE", &[0x5F, 0x1F, F, 0, 0, F, F, F, F, C])
+        .action(0x02).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, CLEAR", &[0x5F, 0x1F, 0, 0, 0, F, F, F, F, C])
+        .action(0x03).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, PREEMPT", &[0x5F, 0x1F, F, 0, 0, F, F, F, F, C])
+        .action(0x04).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, PREEMPT AND ABORT", &[0x5F, 0x1F, F, 0, 0, F, F, F, F, C])
+        .action(0x05).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", &[0x5F, 0x1F, 0, 0, 0, F, F, F, F, C])
+        .action(0x06).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, REGISTER AND MOVE", &[0x5F, 0x1F, 0, 0, 0, F, F, F, F, C])
+        .action(0x07).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
+    CommandRow::new("PERSISTENT RESERVE OUT, REPLACE LOST RESERVATION", &[0x5F, 0x1F, F, 0, 0, F, F, F, F, C])
+        .action(0x08).host(HostCommand::PersistentReserve).all_types().reach(Standby), // SPC-6
     CommandRow::new("EXTENDED COPY (LID1)", &[0x83, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C])
         .action(service_action::EXTENDED_COPY_LID1) // SPC-6
         .host(HostCommand::ExtendedCopy).timeout_s(0),

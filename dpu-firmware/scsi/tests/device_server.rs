@@ -186,8 +186,8 @@ fn spc_6_test_unit_ready_is_good() {
 
 #[test]
 fn an_unknown_command_is_forwarded_only_where_an_agent_is_behind_the_unit() {
-    let persistent_reserve_in = cdb(&[0x5E, 0, 0, 0, 0, 0, 0, 0, 8]);
-    let (command, verdict) = begin_cdb(&disk(), false, &persistent_reserve_in);
+    let read_buffer = cdb(&[0x3C, 0, 0, 0, 0, 0, 0, 0, 8]);
+    let (command, verdict) = begin_cdb(&disk(), false, &read_buffer);
     assert_eq!(command, None);
     assert_eq!(verdict, refused(Sense::INVALID_COMMAND_OPERATION_CODE.with_field(0, None)));
     let mode_select = cdb(&[0x15, 0x10, 0, 0, 12]);
@@ -197,7 +197,7 @@ fn an_unknown_command_is_forwarded_only_where_an_agent_is_behind_the_unit() {
     );
     let unit = LogicalUnit { forwards: true, ..disk() };
     assert_eq!(begin_cdb(&unit, false, &mode_select).1, Verdict::Forward);
-    assert_eq!(begin_cdb(&unit, false, &persistent_reserve_in), (None, Verdict::Forward));
+    assert_eq!(begin_cdb(&unit, false, &read_buffer), (None, Verdict::Forward));
     assert_eq!(begin_cdb(&unit, false, &cdb(&[0x9E, 0x13])), (None, Verdict::Forward));
     // A bad field is judged here, and so is an empty CDB.
     assert_eq!(begin_cdb(&unit, false, &cdb(&[0x28, 0x20])).1, invalid_field(1, Some(7)));

@@ -394,6 +394,8 @@ fn spc_6_each_command_that_is_listed_can_be_asked_for_singly_and_is_known() {
             .with(HostCommand::FormatUnit)
             .with(HostCommand::ExtendedCopy)
             .with(HostCommand::ReceiveCopyResults)
+            .with(HostCommand::Reserve)
+            .with(HostCommand::PersistentReserve)
             .with(HostCommand::SetTargetPortGroups),
         tpgs: Tpgs::Both,
         ..thin()
@@ -480,12 +482,14 @@ fn the_bits_of_the_hosts_commands_are_those_of_the_control_message() {
         HostCommand::ExtendedCopy,
         HostCommand::ReceiveCopyResults,
         HostCommand::MediumRemoval,
+        HostCommand::Reserve,
+        HostCommand::PersistentReserve,
+        HostCommand::SetTargetPortGroups,
     ];
-    let bits = (0..).zip(in_order).chain([(7, HostCommand::SetTargetPortGroups)]);
-    for (bit, command) in bits {
+    for (bit, command) in (0..).zip(in_order) {
         assert_eq!(HostCommands::from_bits(1 << bit), HostCommands::NONE.with(command));
     }
-    assert_eq!(HostCommands::from_bits(!0x9F), HostCommands::NONE);
+    assert_eq!(HostCommands::from_bits(!0xFF), HostCommands::NONE);
 }
 
 // Removable media, other device types

@@ -8,7 +8,9 @@ use lunar_offload_proto::checked::{self, Backend, Naa as CheckedNaa};
 pub use lunar_offload_proto::checked::{AccessGroup, Lun, Target};
 use lunar_scsi::alua::{AccessState, StatusCode, TargetPort, TargetPortGroup, Tpgs};
 use lunar_scsi::opcodes::HostCommands;
+use lunar_scsi::reservations::{Access, AccessTable, Nexus, TransportId};
 use lunar_scsi::unit::{DeviceType, Identity, LogicalUnit, Naa, Text};
+use lunar_scsi::unit_attention::UnitAttention;
 use lunar_srp::login::PortId;
 
 /// A configuration snapshot.
@@ -110,6 +112,23 @@ pub struct Unit {
     pub backend: BackendKind,
     /// Where its data buffers are.
     pub placement: Placement,
+    /// What reservations let each nexus do.
+    pub access: AccessTable,
+    /// What came with changes of reservations, in the order of their generations.
+    pub access_effects: Vec<AccessEffect>,
+}
+
+/// What a change of reservations brings a nexus, in the first configuration with at least this generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AccessEffect {
+    /// The generation.
+    pub generation: u32,
+    /// Whom.
+    pub nexus: Nexus,
+    /// A unit attention to establish.
+    pub attention: Option<UnitAttention>,
+    /// Whether its commands to the unit are aborted.
+    pub abort: bool,
 }
 
 impl Unit {
@@ -204,7 +223,41 @@ fn convert_unit(
             checked::Placement::HostDram => Placement::HostDram,
             checked::Placement::CardDram => Placement::CardDram,
         },
+        access: convert_access(unit).map_err(about)?,
+        access_effects: convert_effects(unit).map_err(about)?,
     })
+}
+
+fn convert_nexus(transport_id: &[u8], target_port: u16) -> Result<Nexus, String> {
+    let refused = |error| format!("a nexus of its access table: TransportID: {error:?}");
+    let (initiator, _) = TransportId::parse(transport_id).map_err(refused)?;
+    Ok(Nexus { initiator, target_port })
+}
+
+fn convert_access(unit: &checked::LogicalUnit) -> Result<AccessTable, String> {
+    let named = unit.access_named.iter().map(|named| {
+        let nexus = convert_nexus(&named.transport_id, named.relative_target_port)?;
+        Ok((nexus, Access::from_bits(named.access)))
+    });
+    let named = named.collect::<Result<_, String>>()?;
+    Ok(AccessTable::new(Access::from_bits(unit.access_others), named))
+}
+
+fn convert_effects(unit: &checked::LogicalUnit) -> Result<Vec<AccessEffect>, String> {
+    let effect = |effect: &checked::AccessEffect| {
+        Ok(AccessEffect {
+            generation: effect.generation,
+            nexus: convert_nexus(&effect.transport_id, effect.relative_target_port)?,
+            attention: match effect.attention {
+                3 => Some(UnitAttention::ReservationsPreempted),
+                4 => Some(UnitAttention::ReservationsReleased),
+                5 => Some(UnitAttention::RegistrationsPreempted),
+                _ => None,
+            },
+            abort: effect.abort,
+        })
+    };
+    unit.access_effects.iter().map(effect).collect()
 }
 
 impl Configuration {
@@ -243,6 +296,21 @@ impl Configuration {
     #[must_use]
     pub fn access_state(&self, target: u32, unit: u32) -> AccessState {
         self.port_group(target, unit).map_or(AccessState::Active, |group| group.state)
+    }
+
+    /// The nexus of an SRP initiator port at a target, as reservations name it.
+    #[must_use]
+    pub fn reserving_nexus(&self, initiator: &PortId, target: u32) -> Nexus {
+        Nexus {
+            initiator: TransportId::srp(initiator.0),
+            target_port: self.target(target).map_or(0, |target| target.relative_target_port),
+        }
+    }
+
+    /// What reservations let a nexus do to a unit.
+    #[must_use]
+    pub fn access(&self, nexus: &Nexus, unit: u32) -> Access {
+        self.unit(unit).map_or(Access::OPEN, |unit| unit.access.access(nexus))
     }
 
     /// The target port of a target as a unit tells of it.

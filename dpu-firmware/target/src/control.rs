@@ -9,6 +9,7 @@ use lunar_platform::{HostArena, Memory, Nanoseconds, Platform};
 use lunar_scsi::alua::AccessState;
 use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::opcodes::opcode;
+use lunar_scsi::reservations::Access;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::unit::LogicalUnit;
@@ -31,6 +32,10 @@ pub(crate) struct Change {
     /// Units whose access was narrowed: writes decided before must be over before the change is
     /// reported as made.
     fences: Vec<(u32, usize)>,
+    /// Nexuses (places) and units all of whose commands are aborted, and must be over too.
+    aborts: Vec<(u32, u32)>,
+    /// When channels that hold those up are torn down.
+    deadline: Nanoseconds,
     applied: bool,
 }
 
@@ -166,7 +171,14 @@ impl<P: Platform> PollGroup<P> {
             }
         }
         // One change at a time: the coordinator waits for the report of each.
-        self.changing = Some(Change { configuration, drains, fences: Vec::new(), applied: false });
+        self.changing = Some(Change {
+            configuration,
+            drains,
+            fences: Vec::new(),
+            aborts: Vec::new(),
+            deadline: Nanoseconds(u64::MAX),
+            applied: false,
+        });
         self.retry_ahead();
         self.continue_change();
     }
@@ -189,7 +201,10 @@ impl<P: Platform> PollGroup<P> {
                 self.changing = Some(change);
                 return;
             }
+            let before = self.kit.configuration.generation;
             change.fences = self.apply(&change.configuration);
+            change.aborts = self.bring_effects(&change.configuration, before);
+            change.deadline = self.kit.now.plus(self.limits.drain_wait_ns);
             change.applied = true;
             self.send_events();
             for handle in std::mem::take(&mut change.drains) {
@@ -203,10 +218,13 @@ impl<P: Platform> PollGroup<P> {
             let at_backend = self.units.get(unit).and_then(|shard| shard.at_backend.get(parity));
             at_backend.is_some_and(|&count| {
                 let of_parity = |task: &Task| (task.access_generation & 1) as usize == parity;
-                count != 0 && count != self.setting_states(unit, of_parity)
+                count != 0 && count != self.making_changes(unit, of_parity)
             })
         };
         if self.changing.as_ref().is_some_and(|change| change.fences.iter().any(is_open)) {
+            return;
+        }
+        if self.waits_for_aborted() {
             return;
         }
         self.changing = None;
@@ -222,19 +240,74 @@ impl<P: Platform> PollGroup<P> {
         change.drains.contains(&task.unit) || change.fences.contains(&(task.unit, parity))
     }
 
-    /// Tasks of the unit that wait for the very change to be made: those that the host has ended, and SET
-    /// TARGET PORT GROUPS, which it ends when the change is reported.
+    /// Whether commands that the change under way aborted are not over. What holds them up for too long loses
+    /// its channel.
+    fn waits_for_aborted(&mut self) -> bool {
+        let Some(change) = self.changing.as_mut() else { return false };
+        let late = self.kit.now >= change.deadline;
+        if late {
+            change.deadline = Nanoseconds(u64::MAX);
+        }
+        let aborts = change.aborts.clone();
+        let is_one = |task: &Task| task.awaited && aborts.contains(&(task.nexus, task.unit));
+        if late {
+            self.tear_down(is_one);
+        }
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            if is_one(self.tasks.at(index)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What changes of reservations since generation `before` bring: unit attentions, and the end of commands.
+    /// Gives the nexuses (places) and units whose commands were aborted.
+    fn bring_effects(&mut self, configuration: &Configuration, before: u32) -> Vec<(u32, u32)> {
+        let mut aborts = Vec::new();
+        for unit in &configuration.units {
+            let news = unit.access_effects.iter().filter(|effect| effect.generation > before);
+            for effect in news {
+                let places = (0_u32..).zip(self.nexuses.iter_mut());
+                for (place, nexus) in places.filter(|(_, nexus)| nexus.in_use) {
+                    let own = configuration.reserving_nexus(&nexus.initiator, nexus.target);
+                    if own != effect.nexus {
+                        continue;
+                    }
+                    if effect.abort {
+                        aborts.push((place, unit.handle));
+                    }
+                    let Some(attention) = effect.attention else { continue };
+                    for lun in nexus.luns.iter_mut().filter(|lun| lun.unit == unit.handle) {
+                        lun.tell(attention);
+                    }
+                }
+            }
+        }
+        for &(nexus, unit) in &aborts {
+            self.abort_matching(|task| {
+                task.nexus == nexus && task.unit == unit && !changes_reservations(task)
+            });
+        }
+        aborts
+    }
+
+    /// Tasks of the unit that wait for the very change to be made: those that the host has ended, and those
+    /// that it ends when a change is reported.
     fn over_but_for_change(&self, handle: u32) -> u32 {
         let waits = |outcome: &&lunar_backend::Outcome| {
             let id = self.tasks.live(outcome.token);
             id.is_some_and(|id| self.tasks.at(id.index).unit == handle)
         };
         let ended = u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0);
-        ended + self.setting_states(handle, |_| true)
+        ended + self.making_changes(handle, |_| true)
     }
 
-    /// SET TARGET PORT GROUPS of the unit that are at the host, among the tasks that `matches` picks.
-    fn setting_states(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
+    /// Commands of the unit that are at the host and change access states or reservations, among the tasks
+    /// that `matches` picks: the host ends them, and those behind them, when a change is reported.
+    fn making_changes(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
         let mut count = 0;
         let mut from = 0;
         while let Some(index) = self.tasks.live_from(from) {
@@ -243,7 +316,8 @@ impl<P: Platform> PollGroup<P> {
             let is_one = task.unit == unit
                 && task.at_backend
                 && matches!(task.work, Work::Forward)
-                && task.cdb.first() == Some(&opcode::MAINTENANCE_OUT);
+                && (task.cdb.first() == Some(&opcode::MAINTENANCE_OUT)
+                    || changes_reservations(task));
             count += u32::from(is_one && matches(task));
         }
         count
@@ -332,22 +406,23 @@ impl<P: Platform> PollGroup<P> {
             let stays = visible.iter().any(|entry| entry.lun == lun.number);
             if lun.mapped && !stays {
                 inventory_changed = true;
-                lun.set_access(false, AccessState::Active);
+                lun.set_access(false, AccessState::Active, Access::OPEN);
                 narrow(&mut self.units, fences, lun.unit);
             }
         }
+        let own = configuration.reserving_nexus(&nexus.initiator, nexus.target);
         for entry in visible {
             let state = configuration.access_state(nexus.target, entry.unit);
+            let access = configuration.access(&own, entry.unit);
             let Some(lun) = nexus.luns.iter_mut().find(|lun| lun.number == entry.lun) else {
                 inventory_changed = true;
-                added.push(NexusLun::new(entry, state));
+                added.push(NexusLun::new(entry, state, access));
                 continue;
             };
             inventory_changed |= !lun.mapped;
-            if lun.reaches_medium && !state.reaches_medium() {
+            if lun.set_access(true, state, access) {
                 narrow(&mut self.units, fences, lun.unit);
             }
-            lun.set_access(true, state);
             if lun.unit != entry.unit {
                 narrow(&mut self.units, fences, lun.unit);
                 lun.unit = entry.unit;
@@ -692,6 +767,20 @@ fn narrow(units: &mut Units, fences: &mut Vec<(u32, usize)>, unit: u32) {
     {
         fences.push((unit, shard.narrow_access()));
     }
+}
+
+/// Whether the task is a command that changes reservations.
+fn changes_reservations(task: &Task) -> bool {
+    matches!(
+        task.cdb.first(),
+        Some(
+            &opcode::PERSISTENT_RESERVE_OUT
+                | &opcode::RESERVE_6
+                | &opcode::RELEASE_6
+                | &opcode::RESERVE_10
+                | &opcode::RELEASE_10
+        )
+    )
 }
 
 /// Whether a unit's tasks may go on undisturbed from `old` to `new`.

@@ -15,6 +15,7 @@ use lunar_scsi::device_server::{
     self, BlockOperation, BlockOutcome, Data, Ending, LbaRun, Parameter, Verdict,
 };
 use lunar_scsi::opcodes::HostCommand;
+use lunar_scsi::reservations;
 use lunar_scsi::sense::Sense;
 use lunar_scsi::status::Status;
 use lunar_scsi::task_set::TaskAttribute;
@@ -225,7 +226,20 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         {
             return self.task.check(sense);
         }
+        let access = lun.access;
+        if reservations::conflicts(reservations::class(cdb), access) {
+            return self.refuse(access);
+        }
         self.follow(verdict)
+    }
+
+    /// A reservation keeps the command out.
+    #[cold]
+    fn refuse(&mut self, access: reservations::Access) -> Step {
+        match access.refusal() {
+            Ending::Status(status) => self.task.end(status),
+            Ending::Sense(sense) => self.task.check(sense),
+        }
     }
 
     /// Carries out the device server's verdict.
@@ -513,6 +527,10 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         }
         if read_only && cdb::parse(cdb).is_ok_and(|command| command.is_write()) {
             return Some(task.check(Sense::WRITE_PROTECTED));
+        }
+        let access = lun.access;
+        if reservations::conflicts(reservations::class(cdb), access) {
+            return Some(self.refuse(access));
         }
         task.access_generation = unit.access_generation;
         None
@@ -868,13 +886,13 @@ fn is_there(task: &Task, lun: &NexusLun, unit: &UnitShard) -> bool {
 }
 
 /// What a sound READ or WRITE without a unit attention in its way comes to; `None` for everything else,
-/// a unit included that is no longer there or that the target port may not reach (one flag for both, so
-/// that access states cost nothing here).
+/// a unit included that is no longer there, that the target port may not reach, or that another nexus has
+/// reserved (one flag for all, so that access states and reservations cost nothing here).
 #[inline(always)]
 fn decide(task: &mut Task, lun: &NexusLun, unit: &UnitShard) -> Option<Step> {
     task.access_generation = unit.access_generation;
-    let reaches_medium = lun.reaches_medium && lun.unit == task.unit && unit.in_use;
-    if !reaches_medium || !lun.attentions.is_empty() {
+    let is_open = lun.open && lun.unit == task.unit && unit.in_use;
+    if !is_open || !lun.attentions.is_empty() {
         return None;
     }
     let logical_unit = &unit.logical_unit;

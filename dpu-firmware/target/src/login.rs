@@ -242,8 +242,11 @@ impl<P: Platform> PollGroup<P> {
         nexus.target = target.handle;
         nexus.peer = peer;
         let configuration = &self.kit.configuration;
-        let lun =
-            |lun: &Lun| NexusLun::new(lun, configuration.access_state(target.handle, lun.unit));
+        let own = configuration.reserving_nexus(&request.initiator_port, target.handle);
+        let lun = |lun: &Lun| {
+            let state = configuration.access_state(target.handle, lun.unit);
+            NexusLun::new(lun, state, configuration.access(&own, lun.unit))
+        };
         nexus.luns = visible_luns(target, nexus).iter().map(lun).collect();
         nexus.index_luns();
         let (initiator, target) = (nexus.initiator, nexus.target);

@@ -74,7 +74,7 @@ impl<P: Platform> PollGroup<P> {
     }
 
     /// Marks and aborts the commands that `matches` picks.
-    fn abort_matching(&mut self, matches: impl Fn(&crate::task::Task) -> bool) {
+    pub(crate) fn abort_matching(&mut self, matches: impl Fn(&crate::task::Task) -> bool) {
         let mut from = 0;
         while let Some(index) = self.tasks.live_from(from) {
             from = index + 1;
@@ -132,7 +132,7 @@ impl<P: Platform> PollGroup<P> {
 
     /// Closes the channels whose posted work requests hold up marked tasks: the queue pair's flush
     /// gives them back.
-    fn tear_down(&mut self, holds: impl Fn(&crate::task::Task) -> bool) {
+    pub(crate) fn tear_down(&mut self, holds: impl Fn(&crate::task::Task) -> bool) {
         let mut from = 0;
         while let Some(index) = self.tasks.live_from(from) {
             from = index + 1;

@@ -4,6 +4,7 @@
 use lunar_dma::sgv::Share;
 use lunar_platform::PeerAddress;
 use lunar_scsi::alua::AccessState;
+use lunar_scsi::reservations::Access;
 use lunar_scsi::task_set::TaskSet;
 use lunar_scsi::unit_attention::{UnitAttention, UnitAttentions};
 use lunar_srp::login::PortId;
@@ -24,8 +25,11 @@ pub(crate) struct NexusLun {
     pub mapped: bool,
     /// In which state the nexus's target port reaches the unit (SPC-6 5.17).
     pub state: AccessState,
-    /// Whether the initiator sees it, in a state that reaches the medium: the one question of a READ.
-    pub reaches_medium: bool,
+    /// What reservations keep the nexus from.
+    pub access: Access,
+    /// Whether the initiator sees it, in a state that reaches the medium, and no reservation is in its way: the
+    /// one question of a READ.
+    pub open: bool,
     /// Handle of the logical unit.
     pub unit: u32,
     pub read_only: bool,
@@ -41,14 +45,15 @@ pub(crate) struct NexusLun {
 
 impl NexusLun {
     /// The LUN as a new nexus sees it: with the unit attention of a power on (SAM-6 5.14).
-    pub(crate) fn new(lun: &Lun, state: AccessState) -> Self {
+    pub(crate) fn new(lun: &Lun, state: AccessState, access: Access) -> Self {
         let mut attentions = UnitAttentions::default();
         attentions.establish(UnitAttention::PowerOn);
         Self {
             number: lun.lun,
             mapped: true,
             state,
-            reaches_medium: state.reaches_medium(),
+            access,
+            open: is_open(true, state, access),
             unit: lun.unit,
             read_only: lun.read_only,
             attentions,
@@ -59,11 +64,20 @@ impl NexusLun {
         }
     }
 
-    /// Whether the initiator sees it from now on, and in which state.
-    pub(crate) fn set_access(&mut self, mapped: bool, state: AccessState) {
-        (self.mapped, self.state) = (mapped, state);
-        self.reaches_medium = mapped && state.reaches_medium();
+    /// Whether the initiator sees it from now on, in which state, and what reservations keep it from. Gives
+    /// whether something is kept from it that was not before.
+    pub(crate) fn set_access(&mut self, mapped: bool, state: AccessState, access: Access) -> bool {
+        let narrowed = self.mapped && !mapped
+            || self.state.reaches_medium() && !state.reaches_medium()
+            || access.bits() & !self.access.bits() != 0;
+        (self.mapped, self.state, self.access) = (mapped, state, access);
+        self.open = is_open(mapped, state, access);
+        narrowed
     }
+}
+
+fn is_open(mapped: bool, state: AccessState, access: Access) -> bool {
+    mapped && state.reaches_medium() && access == Access::OPEN
 }
 
 /// No such LUN, in [`Nexus::lookup`].

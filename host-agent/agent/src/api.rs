@@ -112,6 +112,24 @@ impl Agent for Api {
         let reply = self.ask(|answer| Question::SetAlua(request, answer)).await?;
         reply.map(Response::new).map_err(Status::failed_precondition)
     }
+
+    async fn reservations(
+        &self,
+        request: Request<wire::ReservationsRequest>,
+    ) -> Result<Response<wire::ReservationsReply>, Status> {
+        let device = request.into_inner().device;
+        let reply = self.ask(|answer| Question::Reservations(device, answer)).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
+
+    async fn change_reservations(
+        &self,
+        request: Request<wire::ChangeReservationsRequest>,
+    ) -> Result<Response<wire::ReservationsReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.ask(|answer| Question::ChangeReservations(request, answer)).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
 }
 
 fn opcode(row: &CommandRow) -> wire::Opcode {

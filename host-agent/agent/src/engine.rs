@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -35,6 +36,7 @@ use crate::api::{SOFTWARE, wire};
 use crate::devices::{self, Open};
 use crate::epoch::{self, Notes};
 use crate::line::{EngineInbox, Question, ToControl, ToEngine};
+use crate::pr_files;
 use crate::show;
 
 /// Entries taken from one ring before the others are looked at.
@@ -64,6 +66,7 @@ pub(crate) struct Parts {
     pub offer: Offer,
     pub epoch: u64,
     pub notes: Notes,
+    pub pr_dir: PathBuf,
     pub spin: Duration,
     pub inbox: EngineInbox,
     pub outbound: UnboundedSender<ToControl>,
@@ -84,6 +87,7 @@ pub(crate) struct Engine {
     copy_arena: Arena,
     rings: Vec<RingPair<ArenaWindow>>,
     hints: Vec<HintLines>,
+    pr_keeper: pr_files::Keeper,
     notes: Notes,
     notes_file: OwnedFd,
     inbox: EngineInbox,
@@ -92,6 +96,8 @@ pub(crate) struct Engine {
     card: Card,
     asking: Vec<Asking>,
     setting: Vec<Setting>,
+    reserving: Vec<Reserving>,
+    next_reserving: u64,
     last_request: u32,
     ended: Vec<Ended>,
     start: Instant,
@@ -123,10 +129,18 @@ struct Setting {
     answer: oneshot::Sender<Result<wire::SetAluaReply, String>>,
 }
 
+/// A `ChangeReservations` that waits for the disk and the card.
+struct Reserving {
+    id: u64,
+    unit: u32,
+    until_ns: u64,
+    answer: oneshot::Sender<Result<wire::ReservationsReply, String>>,
+}
+
 impl Engine {
     /// Opens the devices, takes over the rings as the last agent left them, and sets the configuration.
     pub(crate) fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { tree, offer, epoch, notes, spin, inbox, outbound } = parts;
+        let Parts { tree, offer, epoch, notes, pr_dir, spin, inbox, outbound } = parts;
         let layout = offer.layout;
         let opened = devices::open_all(&tree)?;
         let mut handles = Handles::default();
@@ -180,7 +194,15 @@ impl Engine {
             core.on_ring_fault(*ring, fault);
         }
         let (open_devices, device_names) = in_order(opened, &configuration);
+        let mut pr_paths = BTreeMap::new();
+        for name in &device_names {
+            let Some(unit) = handles.unit(name) else { continue };
+            let path = pr_files::path(&tree, name, &pr_dir);
+            core.restore_reservations(unit, pr_files::restore(&path, name));
+            pr_paths.insert(unit, path);
+        }
         core.set_configuration(with_devices(&configuration, &device_names), 0)?;
+        let pr_keeper = pr_files::Keeper::start(pr_paths, inbox.wake())?;
         let notes = Notes { agent_epoch: epoch, ..notes };
         notes.store(&offer.notes)?;
         Ok(Self {
@@ -195,6 +217,7 @@ impl Engine {
             copy_arena: Arena::anonymous(COPY_ARENA_BYTES).context("memory for EXTENDED COPY")?,
             rings,
             hints: offer.hints,
+            pr_keeper,
             notes,
             notes_file: offer.notes,
             inbox,
@@ -203,6 +226,8 @@ impl Engine {
             card: Card::default(),
             asking: Vec::new(),
             setting: Vec::new(),
+            reserving: Vec::new(),
+            next_reserving: 1,
             last_request: 0,
             ended: Vec::new(),
             start: Instant::now(),
@@ -250,6 +275,10 @@ impl Engine {
                 busy |= ring.poll(&mut self.core, RING_BUDGET, now_ns) > 0;
             }
         }
+        while let Some((unit, keep, result)) = self.pr_keeper.next() {
+            busy = true;
+            self.core.on_reservations_kept(unit, keep, result);
+        }
         busy |= self.carry_out(now_ns);
         busy |= self.poll_devices(now_ns);
         busy |= self.carry_out(now_ns);
@@ -261,6 +290,7 @@ impl Engine {
         }
         self.give_up_on_counters(now_ns);
         self.answer_settings(now_ns);
+        self.give_up_on_reserving(now_ns);
         busy
     }
 
@@ -302,6 +332,12 @@ impl Engine {
             }
             ToEngine::Ask(Question::SetAlua(request, answer)) => {
                 self.set_alua(request, answer, now_ns);
+            }
+            ToEngine::Ask(Question::Reservations(device, answer)) => {
+                let _ = answer.send(self.reserved_unit(&device).map(|unit| self.told(unit)));
+            }
+            ToEngine::Ask(Question::ChangeReservations(request, answer)) => {
+                self.change_reservations(&request, answer, now_ns);
             }
             ToEngine::Stop => {
                 let stop_by_ns = now_ns.saturating_add(STOP_PATIENCE_NS);
@@ -373,6 +409,12 @@ impl Engine {
                 }
                 Effect::RememberCard { epoch, configuration_generation } => {
                     self.remember(epoch, configuration_generation);
+                }
+                Effect::KeepReservations { unit, keep, record } => {
+                    self.pr_keeper.keep(unit, keep, record);
+                }
+                Effect::ReservationsChanged { id, result } => {
+                    self.answer_reserving(id, result);
                 }
                 Effect::ArenaRevoked { arena } => info!(arena, "the card uses the arena no more"),
                 Effect::Statistics(statistics) => self.on_statistics(&statistics),
@@ -568,6 +610,63 @@ impl Engine {
             let own = own.and_then(|mut own| own.find(|own| own.name == target_group));
             let in_force = met && generation <= applied;
             let _ = answer.send(Ok(wire::SetAluaReply { target_group: own, in_force }));
+        }
+    }
+
+    /// The unit of a device that has reservations.
+    fn reserved_unit(&self, name: &str) -> Result<u32, String> {
+        let known = self.device_names.iter().any(|known| known == name);
+        self.handles.unit(name).filter(|_| known).ok_or_else(|| {
+            let known = self.device_names.join(", ");
+            format!("device {name} is not one that this agent executes; these are: {known}")
+        })
+    }
+
+    fn told(&self, unit: u32) -> wire::ReservationsReply {
+        self.core.reservations(unit).map_or_else(wire::ReservationsReply::default, pr_files::told)
+    }
+
+    /// Clears or replaces a device's reservations; the answer waits for the disk and the card.
+    fn change_reservations(
+        &mut self,
+        request: &wire::ChangeReservationsRequest,
+        answer: oneshot::Sender<Result<wire::ReservationsReply, String>>,
+        now_ns: u64,
+    ) {
+        let wire::ChangeReservationsRequest { device, import } = request;
+        let state = match import.as_slice() {
+            [] => Ok(None),
+            bytes => pr_files::import(bytes).map(Some),
+        };
+        let (unit, state) = match self.reserved_unit(device).and_then(|unit| Ok((unit, state?))) {
+            Ok(found) => found,
+            // Whoever asked may be gone by now.
+            Err(reason) => return drop(answer.send(Err(format!("device {device}: {reason}")))),
+        };
+        let id = self.next_reserving;
+        self.next_reserving = id.wrapping_add(1);
+        let until_ns = now_ns.saturating_add(ACCESS_PATIENCE_NS);
+        self.reserving.push(Reserving { id, unit, until_ns, answer });
+        info!(device, import = state.is_some(), "the management changes its reservations");
+        match state {
+            Some(state) => self.core.replace_reservations(unit, id, state),
+            None => self.core.clear_reservations(unit, id),
+        }
+    }
+
+    fn answer_reserving(&mut self, id: u64, result: Result<(), String>) {
+        if let Some(at) = self.reserving.iter().position(|waiting| waiting.id == id) {
+            let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
+            let told = self.told(unit);
+            let reply = result.map(|()| wire::ReservationsReply { in_force: true, ..told });
+            let _ = answer.send(reply);
+        }
+    }
+
+    fn give_up_on_reserving(&mut self, now_ns: u64) {
+        while let Some(at) = self.reserving.iter().position(|one| one.until_ns <= now_ns) {
+            let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
+            let _ = answer.send(Ok(self.told(unit)));
         }
     }
 

@@ -3,8 +3,8 @@
 //!
 //! * `engine`: the one thread that serves rings and devices; the core decides, it carries out.
 //! * `control_channel`, [`api`]: sockets, on a second thread; they talk to the engine over `line`.
-//! * `devices`: the handlers of the configured devices. `epoch`: who this agent is. `show`, `latency`: what is told of
-//!   it all. `refusals`: who was not let in. `socket`: how sockets are bound.
+//! * `devices`: the handlers of the configured devices. `pr_files`: where reservations are kept. `epoch`: who this agent
+//!   is. `show`, `latency`: what is told of it all. `refusals`: who was not let in. `socket`: how sockets are bound.
 //!
 //! Nothing here decides about commands.
 
@@ -15,6 +15,7 @@ mod engine;
 mod epoch;
 mod latency;
 mod line;
+mod pr_files;
 mod refusals;
 mod show;
 mod socket;
@@ -64,6 +65,10 @@ pub struct Options {
     /// A directory for what must outlive the keeper, too.
     #[arg(long, value_name = "PATH")]
     pub state_dir: Option<PathBuf>,
+    /// The directory for the persistent reservations of devices that have no pr_file_name: one file each, with the
+    /// device's name. Made when the first is kept.
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/lunar/pr")]
+    pub pr_dir: PathBuf,
     /// Microseconds to look for work before sleeping.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50)]
     pub spin_us: u64,
@@ -109,7 +114,16 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let (engine_line, inbox) = line::line()?;
     let (outbound, to_control) = mpsc::unbounded_channel();
     let spin = Duration::from_micros(options.spin_us);
-    let engine = Engine::new(Parts { tree, offer, epoch, notes, spin, inbox, outbound })?;
+    let engine = Engine::new(Parts {
+        tree,
+        offer,
+        epoch,
+        notes,
+        pr_dir: options.pr_dir.clone(),
+        spin,
+        inbox,
+        outbound,
+    })?;
 
     let (cards, cards_to_serve) = mpsc::channel(control_channel::WAITING_MAX);
     let refusals = Arc::new(Refusals::default());

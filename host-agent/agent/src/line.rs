@@ -44,6 +44,13 @@ pub(crate) enum Question {
     Alua(oneshot::Sender<wire::AluaReply>),
     /// The answer may be why not, in words.
     SetAlua(wire::SetAluaRequest, oneshot::Sender<Result<wire::SetAluaReply, String>>),
+    /// The device's name; the answer may be why not, in words.
+    Reservations(String, oneshot::Sender<Result<wire::ReservationsReply, String>>),
+    /// The answer may be why not, in words.
+    ChangeReservations(
+        wire::ChangeReservationsRequest,
+        oneshot::Sender<Result<wire::ReservationsReply, String>>,
+    ),
 }
 
 /// Something from the engine for the control channel.
@@ -98,6 +105,11 @@ impl EngineInbox {
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => Some(ToEngine::Stop),
         }
+    }
+
+    /// Whoever writes to it wakes the engine.
+    pub(crate) fn wake(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.wake)
     }
 
     /// Readable when there may be a message.

@@ -92,7 +92,9 @@ impl Board {
 
     fn spawn(directory: &Path, over: Over, address: SocketAddr) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
-        for (option, file) in [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api")] {
+        let files =
+            [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api"), ("pr-dir", "pr")];
+        for (option, file) in files {
             command.arg(format!("--{option}")).arg(directory.join(file));
         }
         match over {
@@ -682,6 +684,79 @@ fn access_states_are_told_and_set_when_the_card_has_made_the_change() {
     assert_eq!(states()[0], state("here", "active", true, "management"));
 }
 
+/// `lunar pr`: what is imported is kept and enforced, the next agent has it, and what it cannot trust keeps
+/// everybody out until people say what is.
+#[test]
+fn reservations_are_imported_kept_and_cleared() {
+    let mut board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (_, configuration) = card.meet(41, false);
+    let of_disk = |configuration: &control::Configuration| {
+        let disk = configuration.units.iter().find(|unit| unit.name == "disk").unwrap();
+        disk.access.clone().map_or((0, 0), |table| (table.others, table.named.len()))
+    };
+    assert_eq!(of_disk(&configuration), (0, 0));
+    let id = format!("04{}{}", "00".repeat(7), "05".repeat(16));
+    let text = format!(
+        "version 1\ngeneration 5\nreservation 01 00\nregistrant 1 00000000000000a1 1 24 {id}\n"
+    );
+    let change = |board: &Board, import: &[u8]| {
+        let device = "disk".to_owned();
+        let request = wire::ChangeReservationsRequest { device, import: import.to_vec() };
+        board.ask(async |api| api.change_reservations(request).await)
+    };
+    let shown = |board: &Board| {
+        let device = "disk".to_owned();
+        board.ask(async |api| api.reservations(wire::ReservationsRequest { device }).await)
+    };
+    let apply = |card: &mut Card| {
+        let Some(to_card::Message::Configuration(changed)) = card.next() else {
+            panic!("no change")
+        };
+        let generation = changed.generation;
+        let applied = control::ConfigurationApplied { generation };
+        card.send(to_host::Message::ConfigurationApplied(applied));
+        changed
+    };
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| change(&board, text.as_bytes()));
+        let changed = apply(&mut card);
+        assert_eq!(of_disk(&changed), (2, 1), "write exclusive, but for the holder");
+        assert!(changing.join().unwrap().in_force);
+    });
+    assert_eq!(shown(&board).pr_state, text);
+
+    drop(card);
+    board.replace_agent();
+    let mut card = Card::connect(&board);
+    let (_, configuration) = card.meet(41, true);
+    assert_eq!(of_disk(&configuration), (2, 1));
+    let registrations = shown(&board).registrations;
+    assert_eq!((registrations[0].key, registrations[0].holder), (0xA1, true));
+
+    drop(card);
+    for version in ["pr/disk", "pr/disk.1"] {
+        std::fs::write(board.path(version), b"LUNARPR\0 and then nothing that makes sense")
+            .unwrap();
+    }
+    board.replace_agent();
+    let mut card = Card::connect(&board);
+    let (_, configuration) = card.meet(41, true);
+    assert_eq!(of_disk(&configuration), (8, 0), "nobody gets at it");
+    assert!(shown(&board).lost);
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| change(&board, b""));
+        assert_eq!(of_disk(&apply(&mut card)), (0, 0));
+        assert!(changing.join().unwrap().in_force);
+    });
+    let refused = board.ask(async |api| {
+        let device = "nowhere".to_owned();
+        let refused = api.reservations(wire::ReservationsRequest { device }).await.unwrap_err();
+        Ok(tonic::Response::new(refused.message().to_owned()))
+    });
+    assert!(refused.contains("device nowhere is not one that this agent executes"), "{refused}");
+}
+
 #[test]
 fn extended_copy_goes_from_file_to_file() {
     let destination = tempfile::NamedTempFile::new().unwrap();
@@ -967,7 +1042,9 @@ fn an_address_without_keys_ends_the_start_with_the_way_out() {
             .arg("--keeper")
             .arg(board.path("keeper"))
             .arg("--api")
-            .arg(directory.path().join("api"));
+            .arg(directory.path().join("api"))
+            .arg("--pr-dir")
+            .arg(directory.path().join("pr"));
         let output = command.args(words).output().unwrap();
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()

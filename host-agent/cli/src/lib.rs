@@ -69,6 +69,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows and changes the reservations of a device: persistent ones, and those by RESERVE.
+    #[command(subcommand)]
+    Pr(Pr),
     /// Makes the keys by which agent and card prove themselves to each other over TCP.
     ///
     /// DIRECTORY/agent is for the host (lunar-agent --tls), DIRECTORY/card for the card (lunar-firmware --tls), and
@@ -108,6 +111,46 @@ pub enum AluaChange {
         /// 1: the primary way to the devices; 0: not.
         #[arg(long, value_name = "0|1", value_parser = ["0", "1"])]
         preferred: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What `lunar pr` does.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Pr {
+    /// Shows who is registered with which key, and who holds the reservation.
+    Show {
+        /// The device's name in scst.conf.
+        device: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends all registrations and reservations, also where they were lost. Those who had one are told.
+    Clear {
+        /// The device's name in scst.conf.
+        device: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints them as SCST's pr_state has them, for `lunar pr import` or another target.
+    Export {
+        /// The device's name in scst.conf.
+        device: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replaces them by those of a running or stopped SCST: the text of its pr_state, or the file that its pr_file_name
+    /// names.
+    Import {
+        /// The device's name in scst.conf.
+        device: String,
+        /// The file.
+        file: PathBuf,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -219,6 +262,7 @@ pub fn run(options: &Options) -> Result<String, Failure> {
         Command::Alua { change: Some(change), .. } => {
             ask(&options.api, async |agent| set_alua(agent, change).await)
         }
+        Command::Pr(what) => ask(&options.api, async |agent| reservations(agent, what).await),
         Command::Keys { directory, days, force, json } => {
             keys::make(directory, *days, *force, *json)
         }
@@ -228,6 +272,48 @@ pub fn run(options: &Options) -> Result<String, Failure> {
             Ok(format!("{own}\n{} (epoch {})\n", reply.software, reply.epoch))
         }),
     }
+}
+
+async fn reservations(mut agent: Agent, what: &Pr) -> Result<String, Failure> {
+    let (device, json) = match what {
+        Pr::Show { device, json } | Pr::Clear { device, json } => (device, *json),
+        Pr::Export { device, json } | Pr::Import { device, json, .. } => (device, *json),
+    };
+    let import = match what {
+        Pr::Show { .. } | Pr::Export { .. } => None,
+        Pr::Clear { .. } => Some(Vec::new()),
+        Pr::Import { file, .. } => {
+            let refused = |reason: String| Failure::Refused { reason };
+            let bytes = std::fs::read(file)
+                .map_err(|error| refused(format!("{}: {error}", file.display())))?;
+            if bytes.is_empty() {
+                let shown = file.display();
+                return Err(refused(format!("{shown} is empty; to end all, use `lunar pr clear`")));
+            }
+            Some(bytes)
+        }
+    };
+    let device = device.clone();
+    let reply = match import {
+        None => {
+            answer(agent.reservations(wire::ReservationsRequest { device: device.clone() })).await?
+        }
+        Some(import) => {
+            let request = wire::ChangeReservationsRequest { device: device.clone(), import };
+            answer(agent.change_reservations(request)).await?
+        }
+    };
+    Ok(match what {
+        _ if json => pretty(&serde_json::json!(reply)),
+        Pr::Export { .. } if reply.lost => {
+            let reason =
+                format!("device {device}: its reservations are lost; there is nothing to export");
+            return Err(Failure::Refused { reason });
+        }
+        Pr::Export { .. } => reply.pr_state,
+        Pr::Show { .. } => table::reservations(&device, &reply),
+        Pr::Clear { .. } | Pr::Import { .. } => table::changed_reservations(&device, &reply),
+    })
 }
 
 async fn set_alua(mut agent: Agent, change: &AluaChange) -> Result<String, Failure> {

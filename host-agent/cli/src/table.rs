@@ -107,6 +107,54 @@ pub(crate) fn alua_set(device_group: &str, name: &str, reply: &wire::SetAluaRepl
     text
 }
 
+/// Who is registered, and what is reserved.
+pub(crate) fn reservations(device: &str, reply: &wire::ReservationsReply) -> String {
+    let mut text = String::new();
+    let kind = match reply.reservation_type {
+        1 => "write exclusive",
+        3 => "exclusive access",
+        5 => "write exclusive, registrants only",
+        6 => "exclusive access, registrants only",
+        7 => "write exclusive, all registrants",
+        8 => "exclusive access, all registrants",
+        _ => "no persistent reservation",
+    };
+    let outlives = if reply.aptpl { "outlives" } else { "does not outlive" };
+    let _infallible = writeln!(
+        text,
+        "Device {device}: {kind}; generation {}; {outlives} a loss of power",
+        reply.generation
+    );
+    if reply.lost {
+        text.push_str(
+            "What was kept cannot be trusted, so nobody gets at the device: use `lunar pr import` or `lunar pr clear`\n",
+        );
+    }
+    if !reply.reserved_by.is_empty() {
+        let _infallible = writeln!(text, "Reserved by RESERVE: {}", reply.reserved_by);
+    }
+    let rows = reply.registrations.iter().map(|own| {
+        vec![
+            own.initiator.clone(),
+            own.relative_target_port.to_string(),
+            format!("{:#018x}", own.key),
+            yes(own.holder),
+        ]
+    });
+    let columns = ["initiator port", ">target port", "key", "holder"];
+    table(&mut text, "Registrations", &columns, rows.collect());
+    text
+}
+
+/// The reservations as they were changed.
+pub(crate) fn changed_reservations(device: &str, reply: &wire::ReservationsReply) -> String {
+    let mut text = reservations(device, reply);
+    if !reply.in_force {
+        text.push_str("The card does not enforce this yet: it does when it is connected and older commands are over\n");
+    }
+    text
+}
+
 /// The commands, by operation code.
 pub(crate) fn opcodes(reply: &wire::OpcodesReply) -> String {
     let rows = reply.opcodes.iter().map(|opcode| {

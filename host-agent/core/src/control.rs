@@ -16,7 +16,7 @@ use crate::config::ArenaGeometry;
 use crate::core::Core;
 use crate::effect::{Effect, Level, LogEvent};
 use crate::link::LinkState;
-use crate::nexus::cut;
+use crate::nexus::{Standing, cut};
 use crate::rings::RingState;
 use crate::units::Unit;
 
@@ -144,6 +144,7 @@ impl Core {
         }
         self.card_epoch = self.link.card_epoch;
         self.nexuses.clear();
+        self.on_every_nexus_loss();
         self.prevents.forget_all();
         self.remember_card();
         for (index, ring) in (0_u16..).zip(self.rings.iter_mut()) {
@@ -184,7 +185,11 @@ impl Core {
             targets_max: 0,
             message_bytes_max: number(control::MESSAGE_BYTES_MAX),
         };
-        let features = feature::HOST_DRAM | feature::FORWARD | feature::CANCEL | feature::RESETS;
+        let features = feature::HOST_DRAM
+            | feature::FORWARD
+            | feature::CANCEL
+            | feature::RESETS
+            | feature::ACCESS_TABLES;
         let (software, epoch) = (&self.config.software, self.config.epoch);
         // Without CANCEL an abort could end before its write: nothing works without it.
         control::hello(software, epoch, self.config.boot_id, features, feature::CANCEL, limits)
@@ -213,6 +218,7 @@ impl Core {
         self.log(Level::Info, "card-connected", text);
         self.link.agreed = Some(agreed);
         self.link.card_epoch = Some(theirs.epoch);
+        self.on_card_boot(&theirs.boot_id);
         if self.card_epoch == self.link.card_epoch {
             self.resume_card(now_ns);
         } else {
@@ -311,6 +317,7 @@ impl Core {
                 );
                 self.log(Level::Error, "configuration-refused", text);
                 self.end_states(refused.generation, true);
+                self.reservations_refused(refused.generation);
             }
             to_host::Message::NexusEvent(event) => self.on_nexus_event(&event, now_ns),
             to_host::Message::UnitReset(reset) => self.on_unit_reset(&reset),
@@ -364,12 +371,14 @@ impl Core {
         let (unit, gate) = (reset.unit, reset.gate);
         self.prevents.forget_unit(unit);
         self.copies.forget_unit(unit);
-        let mut required_generation = 0;
+        let before = self.units.generation;
+        self.reset_reservations(unit);
         if self.units.select_mode(unit, ModeParameters::default()) {
             self.remember_card();
             self.send_configuration();
-            required_generation = self.units.generation;
         }
+        let generation = self.units.generation;
+        let required_generation = if generation == before { 0 } else { generation };
         let done = UnitResetDone { gate, required_generation };
         self.send(to_card::Message::UnitResetDone(done));
     }
@@ -383,8 +392,14 @@ impl Core {
                 possible.end()
             ));
         }
+        let is_first = self.applied_generation == 0;
         self.applied_generation = generation;
+        self.units.forget_effects(generation);
+        if is_first {
+            self.forget_absent_holders();
+        }
         self.end_states(generation, false);
+        self.end_reserving();
     }
 
     fn on_nexus_event(&mut self, event: &NexusEvent, now_ns: u64) {
@@ -403,6 +418,9 @@ impl Core {
                 }
             }
             Ok(NexusEventKind::Logout) => {
+                if self.nexuses.standing(nexus, event.nexus_generation) == Standing::Known {
+                    self.on_nexus_loss(nexus);
+                }
                 if self.nexuses.logout(nexus, event.nexus_generation).is_some() {
                     self.copies.forget_nexus(nexus, event.nexus_generation);
                     self.prevents.forget_nexus(nexus, event.nexus_generation);
@@ -460,6 +478,7 @@ impl Core {
         let mut seen = BTreeSet::new();
         let mut fates = Vec::with_capacity(count);
         let mut lost = Vec::new();
+        let mut resumed = Vec::new();
         for operation in &message.operations {
             if !seen.insert(operation.token) {
                 continue;
@@ -468,6 +487,9 @@ impl Core {
                 Fate::NeverStarted
             } else if mine || state.unread.contains(&operation.token) {
                 Fate::Done
+            } else if let Some(unit) = self.kept_by(ring, operation.token).filter(|_| kept) {
+                resumed.push((unit, operation.token));
+                Fate::Done
             } else {
                 lost.push(operation.token);
                 Fate::Unknown
@@ -475,6 +497,9 @@ impl Core {
             fates.push(OperationFate { token: operation.token, fate: fate.into() });
         }
         self.finish_reconciling(ring, &lost);
+        for (unit, token) in resumed {
+            self.resume_reservation(unit, ring, token);
+        }
         let reconciled = Reconciled { ring: u32::from(ring), operations: fates };
         self.send(to_card::Message::Reconciled(reconciled));
         self.send_configuration();

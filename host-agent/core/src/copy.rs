@@ -12,6 +12,7 @@ use lunar_handlers::Request;
 use lunar_scsi::extended_copy::{
     self, CONCURRENT_COPIES_MAX, CopyList, CopyProgress, CopyStatus, ListIdUsage,
 };
+use lunar_scsi::reservations::{Access, Class, conflicts};
 use lunar_scsi::sense::{Sense, SenseKey};
 
 use crate::effect::DataRange;
@@ -71,6 +72,8 @@ pub(crate) struct Copy {
     /// What a later segment ends the command with, when those before it are copied.
     flaw: Option<Sense>,
     scratch: u8,
+    /// Handle of the nexus that it is for.
+    nexus: u32,
     list: Option<ListKey>,
     /// Its status is to be kept when it is over.
     held: bool,
@@ -78,13 +81,13 @@ pub(crate) struct Copy {
 
 impl Copy {
     /// What `list` asks for. `unit_of` finds the unit that a copy target names among those of the
-    /// initiator, and whether it may only be read.
+    /// initiator, whether it may only be read, and what reservations let the initiator do.
     ///
     /// Segments are copied in order; the first that cannot be ends the command after those before it.
     pub(crate) fn new<'a>(
         list: &CopyList<'_>,
         key: ListKey,
-        unit_of: impl Fn(&extended_copy::CopyTarget<'_>) -> Option<(&'a Unit, bool)>,
+        unit_of: impl Fn(&extended_copy::CopyTarget<'_>) -> Option<(&'a Unit, bool, Access)>,
     ) -> Self {
         let mut parts = Vec::new();
         let mut flaw = None;
@@ -102,7 +105,26 @@ impl Copy {
             ListIdUsage::Held => (Some(key), true),
             ListIdUsage::Discarded => (Some(key), false),
         };
-        Self { parts, part: 0, copied: 0, bytes: 0, flaw, scratch: 0, list, held }
+        let nexus = key.nexus;
+        Self { parts, part: 0, copied: 0, bytes: 0, flaw, scratch: 0, nexus, list, held }
+    }
+
+    /// Handle of the nexus that it is for.
+    pub(crate) fn nexus(&self) -> u32 {
+        self.nexus
+    }
+
+    /// Whether it reads or writes the device.
+    pub(crate) fn touches(&self, device: DeviceHandle) -> bool {
+        self.parts.iter().any(|part| part.source.0 == device || part.destination.0 == device)
+    }
+
+    /// Whether it reads or writes the device although `access` to it does not let its nexus.
+    pub(crate) fn is_kept_out(&self, device: DeviceHandle, access: Access) -> bool {
+        self.parts.iter().any(|part| {
+            part.source.0 == device && conflicts(Class::READ, access)
+                || part.destination.0 == device && conflicts(Class::WRITE, access)
+        })
     }
 
     /// The next read; `None` when all is copied.
@@ -180,12 +202,16 @@ impl Copy {
 fn part<'a>(
     list: &CopyList<'_>,
     segment: &extended_copy::Segment,
-    unit_of: &impl Fn(&extended_copy::CopyTarget<'_>) -> Option<(&'a Unit, bool)>,
+    unit_of: &impl Fn(&extended_copy::CopyTarget<'_>) -> Option<(&'a Unit, bool, Access)>,
 ) -> Result<Part, Sense> {
     let (from, to) = (list.target(segment.source)?, list.target(segment.destination)?);
-    let (source, _) = unit_of(&from).ok_or(Sense::COPY_TARGET_NOT_REACHABLE)?;
-    let (destination, read_only) = unit_of(&to).ok_or(Sense::COPY_TARGET_NOT_REACHABLE)?;
+    let (source, _, from_access) = unit_of(&from).ok_or(Sense::COPY_TARGET_NOT_REACHABLE)?;
+    let (destination, read_only, to_access) =
+        unit_of(&to).ok_or(Sense::COPY_TARGET_NOT_REACHABLE)?;
     segment.check((&from, &source.scsi), (&to, &destination.scsi))?;
+    if conflicts(Class::READ, from_access) || conflicts(Class::WRITE, to_access) {
+        return Err(THIRD_PARTY_DEVICE_FAILURE);
+    }
     if read_only || destination.scsi.read_only {
         return Err(Sense::WRITE_PROTECTED);
     }

@@ -19,6 +19,7 @@ use crate::link::{Link, LinkState};
 use crate::nexus::{Nexus, NexusTable, Standing};
 use crate::operations::{OperationId, Operations, Running, Step as HandlerStep};
 use crate::removal::Prevents;
+use crate::reserving::Homes;
 use crate::rings::{Parked, PendingCancel, Ring, RingCounters, RingState};
 use crate::submission::{Verdict, decide};
 use crate::units::{Configuration, ConfigurationError, Units};
@@ -38,6 +39,7 @@ pub struct Core {
     pub(crate) prevents: Prevents,
     /// In order of their generations.
     pub(crate) pending_states: Vec<Pending>,
+    pub(crate) homes: Homes,
     pub(crate) rings: Vec<Ring>,
     pub(crate) operations: Operations,
     pub(crate) copies: Copies,
@@ -79,6 +81,7 @@ impl Core {
             nexuses: NexusTable::default(),
             prevents: Prevents::default(),
             pending_states: Vec::new(),
+            homes: Homes::default(),
             rings,
             operations: Operations::with_capacity(slots),
             copies: Copies::default(),
@@ -184,6 +187,10 @@ impl Core {
             return;
         };
         self.release(&running);
+        if running.work.copy().is_some() {
+            // A change of reservations may have waited for its last write.
+            self.end_reserving();
+        }
         if let Some(copy) = running.work.copy()
             && !running.orphaned
             && !running.stopping

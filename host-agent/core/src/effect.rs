@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use lunar_handlers::Request;
 use lunar_offload_proto::control::{Statistics, ToCard};
 use lunar_offload_proto::ring::{CompletionEntry, SideRecord};
+use lunar_scsi::reservations::record::Record;
 
 use crate::forwarded::Forwarded;
 use crate::operations::OperationId;
@@ -92,6 +93,24 @@ pub enum Effect {
         epoch: u64,
         /// The last configuration generation that was used.
         configuration_generation: u32,
+    },
+    /// Keep a unit's reservations where they outlive a loss of power, and bring the end to
+    /// [`crate::Core::on_reservations_kept`]. There is one at a time for each unit.
+    KeepReservations {
+        /// Handle of the unit.
+        unit: u32,
+        /// Names this one there.
+        keep: u64,
+        /// What to keep.
+        record: Box<Record>,
+    },
+    /// What [`crate::Core::clear_reservations`] or [`crate::Core::replace_reservations`] asked for is enforced by the
+    /// card, or not possible, for a reason in words.
+    ReservationsChanged {
+        /// The name that it was asked under.
+        id: u64,
+        /// How it ended.
+        result: Result<(), String>,
     },
     /// The card uses the arena no more, as [`crate::Core::revoke`] asked.
     ArenaRevoked {

@@ -26,7 +26,11 @@ use crate::work::Work;
 pub(crate) const HOST_COMMANDS: u32 = host_command::MODE_SELECT
     | host_command::FORMAT_UNIT
     | host_command::EXTENDED_COPY
-    | host_command::RECEIVE_COPY_RESULTS;
+    | host_command::RECEIVE_COPY_RESULTS
+    | RESERVATIONS;
+
+/// Of it, what every kind of unit has.
+pub(crate) const RESERVATIONS: u32 = host_command::RESERVE | host_command::PERSISTENT_RESERVE;
 
 /// The longest parameter list that is looked at, in bytes.
 const LIST_BYTES_MAX: u32 = 64 << 10;
@@ -117,6 +121,14 @@ impl Core {
                 let ending = self.set_target_port_groups(command, list)?;
                 Ok(ending.map_or(Verdict::Later, Verdict::Good))
             }
+            Some(&opcode::PERSISTENT_RESERVE_IN) => self.persistent_reserve_in(command),
+            Some(
+                &(opcode::PERSISTENT_RESERVE_OUT
+                | opcode::RESERVE_6
+                | opcode::RELEASE_6
+                | opcode::RESERVE_10
+                | opcode::RELEASE_10),
+            ) => self.change_reservations(command, list),
             Some(&opcode::THIRD_PARTY_COPY_OUT) => self.extended_copy(command, list),
             Some(&opcode::THIRD_PARTY_COPY_IN) => self.receive_copy_results(command),
             _ => Err(Sense::INVALID_COMMAND_OPERATION_CODE),
@@ -151,7 +163,7 @@ impl Core {
         let copy = Copy::new(&list, key(command, list.list_identifier), |target| {
             luns.iter().find_map(|(handle, read_only)| {
                 let unit = self.units.get(*handle).filter(|unit| target.names(&unit.scsi))?;
-                Some((unit, *read_only))
+                Some((unit, *read_only, self.access_of(command.nexus, *handle)))
             })
         });
         self.copies.check(&copy)?;
@@ -160,7 +172,7 @@ impl Core {
 
     fn start_copy(&mut self, command: &Forwarded, mut copy: Box<Copy>) {
         if !self.copies.claim(&mut copy) {
-            return self.end_busy(command);
+            return self.end_status(command, Status::Busy);
         }
         let Some(step) = copy.read() else {
             let ending = copy.ending(true);
@@ -175,9 +187,10 @@ impl Core {
         self.copies.started(list, operation);
     }
 
-    fn end_busy(&mut self, command: &Forwarded) {
+    /// Ends a forwarded command with a status that has no sense data.
+    pub(crate) fn end_status(&mut self, command: &Forwarded, status: Status) {
         let mut entry = CompletionEntry::new(command.token, Outcome::Forwarded);
-        entry.status = Status::Busy.code();
+        entry.status = status.code();
         self.settle(command.ring);
         self.publish(command.ring, entry, None);
     }

@@ -37,6 +37,7 @@ mod link;
 mod nexus;
 mod operations;
 mod removal;
+mod reserving;
 pub mod ring;
 mod rings;
 mod submission;
@@ -49,6 +50,8 @@ pub use copy::{COPY_ARENA, COPY_ARENA_BYTES};
 pub use effect::{DataRange, Effect, Level, LogEvent};
 pub use forwarded::Forwarded;
 pub use link::LinkState;
+/// Reservations as they are kept and shown, for the shell.
+pub use lunar_scsi::reservations;
 /// The commands that card and host know, for whoever prints them.
 pub use lunar_scsi::{opcodes, unit::DeviceType};
 pub use nexus::Nexus;

@@ -28,6 +28,13 @@ impl Prevents {
         }
     }
 
+    /// A life of a nexus prevents nothing at the unit any more.
+    pub(crate) fn allow(&mut self, unit: u32, nexus: u32, nexus_generation: u32) {
+        if let Some(nexuses) = self.0.get_mut(&unit) {
+            nexuses.remove(&(nexus, nexus_generation));
+        }
+    }
+
     /// The unit was reset.
     pub(crate) fn forget_unit(&mut self, unit: u32) {
         self.0.remove(&unit);

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lunar_offload_proto::control::{
-    self, BackendKind, DeviceGroup, LogicalUnit, Target, TargetPortGroup, host_command,
+    self, AccessEffect, AccessTable, BackendKind, DeviceGroup, LogicalUnit, Target,
+    TargetPortGroup, host_command,
 };
 use lunar_scsi::device_server::ModeParameters;
 use lunar_scsi::unit as scsi;
 
-use crate::forwarded::HOST_COMMANDS;
+use crate::forwarded::{HOST_COMMANDS, RESERVATIONS};
 
 /// The shell's name for an open handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +119,9 @@ pub(crate) struct Units {
     ejected: BTreeSet<u32>,
     /// What became of target port groups, by device group and id, over configurations; an agent starts without.
     states: BTreeMap<(String, u32), PortState>,
+    /// What reservations let nexuses do to units, over configurations, and what came with the changes that the card
+    /// has not made yet.
+    access: BTreeMap<u32, (Option<AccessTable>, Vec<AccessEffect>)>,
     message: Option<control::Configuration>,
     /// Whether the card was told the message with this generation.
     pub(crate) sent: bool,
@@ -152,6 +156,9 @@ impl Units {
             let backing_read_only = unit.read_only;
             if let Some(mode) = self.modes.get(&unit.handle) {
                 set_mode(&mut unit, mode);
+            }
+            if let Some((access, effects)) = self.access.get(&unit.handle) {
+                (unit.access, unit.access_effects) = (access.clone(), effects.clone());
             }
             let name = unit.name.clone();
             if unit.handle == 0 || !handles.insert(unit.handle) {
@@ -281,6 +288,34 @@ impl Units {
         changed
     }
 
+    /// What reservations let nexuses do to the unit from a new generation on, and what comes with that.
+    pub(crate) fn set_access(
+        &mut self,
+        handle: u32,
+        access: Option<AccessTable>,
+        news: &[AccessEffect],
+    ) {
+        let generation = self.advance();
+        let (table, effects) = self.access.entry(handle).or_default();
+        *table = access;
+        effects.extend(news.iter().map(|effect| AccessEffect { generation, ..effect.clone() }));
+        let (table, effects) = (table.clone(), effects.clone());
+        let mut units = self.message.iter_mut().flat_map(|message| &mut message.units);
+        if let Some(sent) = units.find(|unit| unit.handle == handle) {
+            (sent.access, sent.access_effects) = (table, effects);
+        }
+    }
+
+    /// The card has made the changes up to this generation: what came with them came.
+    pub(crate) fn forget_effects(&mut self, applied: u32) {
+        for (_, effects) in self.access.values_mut() {
+            effects.retain(|effect| effect.generation > applied);
+        }
+        for sent in self.message.iter_mut().flat_map(|message| &mut message.units) {
+            sent.access_effects.retain(|effect| effect.generation > applied);
+        }
+    }
+
     /// Ejects or loads the medium of a removable unit; whether anything changed: then there is a new
     /// generation.
     pub(crate) fn move_medium(&mut self, handle: u32, load: bool) -> bool {
@@ -322,7 +357,9 @@ fn host_commands(unit: &LogicalUnit) -> u32 {
     let set_states = if unit.explicit_alua { host_command::SET_TARGET_PORT_GROUPS } else { 0 };
     match (unit.forwards, unit.device_type) {
         (false, _) => 0,
-        (true, CD_DVD) => host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL | set_states,
+        (true, CD_DVD) => {
+            host_command::MODE_SELECT | host_command::MEDIUM_REMOVAL | RESERVATIONS | set_states
+        }
         (true, _) if unit.removable => HOST_COMMANDS | host_command::MEDIUM_REMOVAL | set_states,
         (true, _) => HOST_COMMANDS | set_states,
     }

@@ -83,7 +83,7 @@ fn message() -> impl Strategy<Value = to_host::Message> {
 }
 
 fn forward() -> impl Strategy<Value = Step> {
-    let opcode = prop::sample::select(vec![0x04, 0x15, 0x55, 0x83, 0x84, 0x5E]);
+    let opcode = prop::sample::select(vec![0x04, 0x15, 0x55, 0x83, 0x84, 0x5E, 0x5F, 0x16, 0x57]);
     let rest = prop::collection::vec(prop_oneof![Just(0), 0..9_u8, any::<u8>()], 0..16);
     let list = prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..128);
     (0..RINGS, 0_u64..12, opcode, rest, list, any::<bool>()).prop_map(

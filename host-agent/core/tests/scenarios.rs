@@ -110,7 +110,7 @@ fn a_handler_error_is_completed_with_its_lba_and_logged() {
 fn a_forwarded_command_gets_invalid_command_operation_code_sense() {
     let mut bench = Bench::serving();
     let mut side = SideRecord::empty();
-    side.set_cdb(&[0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0]).expect("fits");
+    side.set_cdb(&[0xc0, 0, 0, 0, 0, 0, 0, 0, 8, 0]).expect("fits");
     let mut entry = read(5);
     entry.operation = Operation::Forward.code();
     entry.flags = FLAG_SIDE;

@@ -300,6 +300,24 @@ pub static DEVICE_ATTRIBUTES: &[DeviceAttribute] = &[
     },
     DeviceAttribute {
         attribute: Attribute {
+            name: "pr_file_name",
+            meaning: "file that persistent reservations are kept in, absolute; default the name in the agent's --pr-dir",
+            store: |device, value| {
+                if !value.starts_with('/') || value.ends_with('/') {
+                    return refuse(
+                        format!("pr_file_name `{value}` is not an absolute path of a file"),
+                        "give the path from the root, or leave the attribute out",
+                    );
+                }
+                device.pr_file_name = Some(value.to_owned());
+                Ok(())
+            },
+            show: |device| device.pr_file_name.clone(),
+        },
+        handlers: ALL,
+    },
+    DeviceAttribute {
+        attribute: Attribute {
             name: "lunar_backend",
             meaning: "Lunar's own: card (default): the device is on the card; host: on the host, through the ring",
             store: |device, value| {

@@ -206,6 +206,9 @@ fn unit(
         medium: medium.id,
         vendor_specific: identity.vendor_specific,
         explicit_alua: device.explicit_alua,
+        // Reservations are the agent's core's too.
+        access: None,
+        access_effects: Vec::new(),
     }
 }
 

@@ -182,6 +182,8 @@ pub struct Device {
     pub physical_block_exponent: bool,
     /// Initiators may change the states of its device group's target groups (`expl_alua`).
     pub explicit_alua: bool,
+    /// Where its persistent reservations are kept, absolute; `None`: in the agent's directory for them.
+    pub pr_file_name: Option<String>,
     /// What the device says it is, as far as the user said so.
     pub identity: IdentityOverrides,
     /// Where a nullio device lives.
@@ -254,6 +256,7 @@ impl Device {
             optimal_transfer_bytes: None,
             physical_block_exponent: !is_cdrom,
             explicit_alua: false,
+            pr_file_name: None,
             identity: IdentityOverrides::default(),
             null_place: NullPlace::default(),
             placement_override: None,

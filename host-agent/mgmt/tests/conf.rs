@@ -68,7 +68,7 @@ error: `blok_size` is not an attribute of vdisk_nullio device `null1`
  --> scst.conf:3:3
 3 |   blok_size 512
   |   ^^^^^^^^^
-  = way out: known here: blocksize, size, size_mb, read_only, rotational, read_zero, dummy, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, inq_vend_specific, usn, t10_dev_id, naa_id, eui64_id, lunar_backend, lunar_placement
+  = way out: known here: blocksize, size, size_mb, read_only, rotational, read_zero, dummy, removable, opt_trans_len, tst, t10_vend_id, prod_id, prod_rev_lvl, inq_vend_specific, usn, t10_dev_id, naa_id, eui64_id, pr_file_name, lunar_backend, lunar_placement
 1 mistake; nothing of the configuration was applied"
     );
 }

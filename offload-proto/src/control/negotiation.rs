@@ -19,10 +19,17 @@ pub mod feature {
     pub const CANCEL: u64 = 1 << 2;
     /// The agent is told when a unit was reset, and answers.
     pub const RESETS: u64 = 1 << 3;
+    /// The card enforces access tables of units.
+    pub const ACCESS_TABLES: u64 = 1 << 4;
     /// Every feature this build knows.
-    pub const ALL: u64 = HOST_DRAM | FORWARD | CANCEL | RESETS;
-    const NAMES: [(u64, &str); 4] =
-        [(HOST_DRAM, "host-dram"), (FORWARD, "forward"), (CANCEL, "cancel"), (RESETS, "resets")];
+    pub const ALL: u64 = HOST_DRAM | FORWARD | CANCEL | RESETS | ACCESS_TABLES;
+    const NAMES: [(u64, &str); 5] = [
+        (HOST_DRAM, "host-dram"),
+        (FORWARD, "forward"),
+        (CANCEL, "cancel"),
+        (RESETS, "resets"),
+        (ACCESS_TABLES, "access-tables"),
+    ];
 
     /// The names of the known features in `bits`.
     pub fn names(bits: u64) -> impl Iterator<Item = &'static str> {

@@ -119,7 +119,7 @@ keeper_start() {
 
 agent_start() {
 	started lunar-agent --config $run/scst.conf --keeper $run/keeper.sock --control "$control" \
-		--api $run/api.sock $agent_options
+		--api $run/api.sock --pr-dir $run/pr $agent_options
 }
 
 agent_kill() {

@@ -10,6 +10,7 @@ use lunar_pcie::{
     AddressSpace, Backing, CardMemory, DmaConfig, EmulatedDma, HintLine, HostSlot, PlacementMode,
 };
 use lunar_platform::{HcaAttributes, Nanoseconds};
+use lunar_scsi::reservations::AccessTable;
 use lunar_scsi::unit::{Identity, LogicalUnit};
 use lunar_srp::login::PortId;
 use lunar_target::configuration::{AccessGroup, BackendKind, Configuration, Lun, Target, Unit};
@@ -66,6 +67,8 @@ pub fn null_unit(handle: u32, blocks: u64) -> Unit {
         logical_unit: LogicalUnit { tst: 1, fua: true, write_cache: true, ..logical_unit },
         backend: BackendKind::CardNull,
         placement: Placement::CardDram,
+        access: AccessTable::default(),
+        access_effects: Vec::new(),
     }
 }
 

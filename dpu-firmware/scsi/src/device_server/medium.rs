@@ -85,7 +85,11 @@ pub(super) fn needs_medium(command: &Command) -> bool {
         | Command::ReportTaskManagement { .. }
         | Command::ReportTargetPortGroups { .. }
         | Command::Host(
-            HostCommand::ModeSelect | HostCommand::MediumRemoval | HostCommand::SetTargetPortGroups,
+            HostCommand::ModeSelect
+            | HostCommand::MediumRemoval
+            | HostCommand::Reserve
+            | HostCommand::PersistentReserve
+            | HostCommand::SetTargetPortGroups,
         ) => false,
         Command::TestUnitReady
         | Command::ReadCapacity10

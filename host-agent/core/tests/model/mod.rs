@@ -2,8 +2,9 @@
 //! and a shell that records effects. Handlers' outcomes are given by the test.
 #![allow(dead_code)] // each test binary uses its part
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use lunar_core::reservations::record::Record;
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
     ArenaGeometry, Configuration, Core, CoreConfig, DataRange, DeviceHandle, Effect, Limits,
@@ -105,6 +106,14 @@ pub struct Bench {
     pub control_closed: Vec<String>,
     /// What the card says of its units when its rings are ready.
     pub unit_states: Vec<UnitState>,
+    /// The card's boot.
+    pub boot_id: [u8; 16],
+    /// Reservations as they are kept, by unit.
+    pub kept: BTreeMap<u32, Record>,
+    /// Those that wait for [`Bench::end_keep`]; `None`: they are kept at once.
+    pub keeping: Option<VecDeque<(u32, u64, Record)>>,
+    /// How changes of reservations by the management ended.
+    pub changed: Vec<(u64, Result<(), String>)>,
 }
 
 fn config(epoch: u64, generation: u32, recovered: Option<Recovered>) -> CoreConfig {
@@ -152,6 +161,10 @@ impl Bench {
             remembered: None,
             control_closed: Vec::new(),
             unit_states: Vec::new(),
+            boot_id: [2; 16],
+            kept: BTreeMap::new(),
+            keeping: None,
+            changed: Vec::new(),
             arena,
         }
     }
@@ -168,6 +181,14 @@ impl Bench {
 
     /// The agent dies; the next one starts on the same memory, and the same card connects.
     pub fn restart_agent(&mut self, epoch: u64) {
+        self.start_agent(epoch, configuration());
+        self.connect(self.remembered.expect("a card was admitted").0);
+        self.ready();
+        self.login(1);
+    }
+
+    /// The agent dies; the next one starts on the same memory.
+    pub fn start_agent(&mut self, epoch: u64, configuration: Configuration) {
         let (card_epoch, generation) = self.remembered.expect("a card was admitted");
         let mut rings = Vec::new();
         self.pairs.clear();
@@ -187,10 +208,21 @@ impl Bench {
         self.executing.clear();
         self.cancels.clear();
         self.sent.clear();
-        self.core.set_configuration(configuration(), self.now).expect("configuration");
-        self.connect(card_epoch);
-        self.ready();
-        self.login(1);
+        for (unit, record) in &self.kept {
+            self.core.restore_reservations(*unit, Some(record.clone()));
+        }
+        self.core.set_configuration(configuration, self.now).expect("configuration");
+    }
+
+    /// The oldest keeping ends.
+    pub fn end_keep(&mut self, result: Result<(), String>) {
+        let waiting = self.keeping.as_mut().expect("keepings wait");
+        let (unit, keep, record) = waiting.pop_front().expect("a keeping");
+        if result.is_ok() {
+            self.kept.insert(unit, record);
+        }
+        self.core.on_reservations_kept(unit, keep, result);
+        self.settle();
     }
 
     pub fn connect(&mut self, card_epoch: u64) {
@@ -206,7 +238,7 @@ impl Bench {
             hello: Some(control::hello(
                 "lunar-firmware test",
                 card_epoch,
-                [2; 16],
+                self.boot_id,
                 feature::ALL,
                 0,
                 control::Limits::default(),
@@ -332,6 +364,14 @@ impl Bench {
                     self.remembered = Some((epoch, configuration_generation));
                 }
                 Effect::Log(event) => self.log.push(format!("{}: {}", event.code, event.text)),
+                Effect::KeepReservations { unit, keep, record } => match &mut self.keeping {
+                    Some(waiting) => waiting.push_back((unit, keep, *record)),
+                    None => {
+                        self.kept.insert(unit, *record);
+                        self.core.on_reservations_kept(unit, keep, Ok(()));
+                    }
+                },
+                Effect::ReservationsChanged { id, result } => self.changed.push((id, result)),
                 Effect::ArenaRevoked { .. } | Effect::Statistics(_) => {}
             }
         }

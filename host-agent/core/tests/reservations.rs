@@ -1,0 +1,433 @@
+//! The home of reservations: kept first, then enforced by the card, then answered; over restarts of either side.
+
+mod model;
+
+use std::collections::VecDeque;
+
+use lunar_core::reservations::record::Record;
+use lunar_core::reservations::{Access, Nexus, Reservations, TransportId};
+use lunar_core::{COPY_ARENA, Configuration, UnitConfiguration};
+use lunar_handlers::Outcome as Handler;
+use lunar_offload_proto::control::{
+    AccessTable, ConfigurationApplied, Fate, LogicalUnit, Lun, NexusEvent, Target, UnitReset,
+    host_command, to_card, to_host,
+};
+use lunar_offload_proto::ring::{BlockRequest, Operation, Outcome, SideRecord};
+use model::{Bench, NEXUS, UNIT, block_entry, block_range, login, logout, unit};
+
+/// Another initiator's nexus.
+const OTHER: u32 = 4;
+/// Status, and sense key with ASC and ASCQ.
+type Ended = (u8, (u8, u8, u8));
+
+const GOOD: Ended = (0, (0, 0, 0));
+const CONFLICT: Ended = (0x18, (0, 0, 0));
+const KEY: u64 = 0xA1;
+const OTHER_KEY: u64 = 0xB2;
+const REGISTER: u8 = 0;
+const RESERVE: u8 = 1;
+const CLEAR: u8 = 3;
+const PREEMPT: u8 = 4;
+const PREEMPT_AND_ABORT: u8 = 5;
+const WRITE_EXCLUSIVE: u8 = 1;
+const EXCLUSIVE_ACCESS: u8 = 3;
+const RESERVE_6: [u8; 6] = [0x16, 0, 0, 0, 0, 0];
+const RELEASE_6: [u8; 6] = [0x17, 0, 0, 0, 0, 0];
+const READ_KEYS: [u8; 10] = [0x5E, 0, 0, 0, 0, 0, 0, 0x10, 0, 0];
+
+fn configuration() -> Configuration {
+    let plain = unit(4096);
+    let naa = vec![0x50, 1, 2, 3, 4, 5, 6, 7];
+    let unit = LogicalUnit { forwards: true, naa, ..plain.unit };
+    let default_luns = vec![Lun { lun: 0, unit: UNIT, read_only: false }];
+    let target = Target { handle: 1, relative_target_port: 1, default_luns, ..Target::default() };
+    Configuration {
+        units: vec![UnitConfiguration { unit, ..plain }],
+        targets: vec![target],
+        ..Configuration::default()
+    }
+}
+
+fn other_login() -> NexusEvent {
+    NexusEvent { nexus: OTHER, initiator_port_id: vec![6; 16], ..login(1) }
+}
+
+fn nexus(port: u8) -> Nexus {
+    Nexus { initiator: TransportId::srp([port; 16]), target_port: 1 }
+}
+
+fn bench() -> Bench {
+    let mut bench = Bench::serving();
+    bench.core.set_configuration(configuration(), 0).expect("configuration");
+    bench.settle();
+    apply(&mut bench);
+    bench.control(to_host::Message::NexusEvent(other_login()));
+    bench
+}
+
+/// The card reports the newest configuration as made.
+fn apply(bench: &mut Bench) {
+    let generation = bench.core.configuration_generation();
+    bench.control(to_host::Message::ConfigurationApplied(ConfigurationApplied { generation }));
+}
+
+/// `nexus` sends `cdb` with a parameter list, or room for data; gives the entry's sequence.
+fn forward(bench: &mut Bench, nexus: u32, token: u64, cdb: &[u8], list: &[u8]) -> u32 {
+    let mut side = SideRecord::empty();
+    side.set_cdb(cdb).expect("fits");
+    let mut entry = block_entry(Operation::Read, token);
+    entry.nexus.set(nexus);
+    BlockRequest::Forward { data_out: !list.is_empty() }.encode(&mut entry);
+    if !list.is_empty() {
+        assert!(bench.arena.write(block_range().offset, list));
+        entry.data_bytes.set(list.len() as u32);
+    }
+    let sequence = bench.submit(0, entry, Some(&side));
+    bench.poll();
+    sequence
+}
+
+/// Token, status and sense of the next completion.
+fn completion(bench: &mut Bench) -> Option<(u64, Ended)> {
+    let card = &mut bench.card[0];
+    let completion = card.completions.pop().expect("sound")?;
+    assert_eq!(completion.outcome(), Outcome::Forwarded);
+    let mut side = SideRecord::empty();
+    if completion.sense_bytes.get() > 0 {
+        card.completions.read_side(completion.sequence.get(), &mut side);
+    }
+    card.completions.release();
+    let sense = (side.sense[2], side.sense[12], side.sense[13]);
+    Some((completion.token.get(), (completion.status, sense)))
+}
+
+fn out(action: u8, kind: u8) -> [u8; 10] {
+    [0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0]
+}
+
+fn list(key: u64, action_key: u64, aptpl: bool) -> Vec<u8> {
+    let mut list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+    list[20] = u8::from(aptpl);
+    list
+}
+
+/// Carries a command through to its end.
+fn ending(bench: &mut Bench, nexus: u32, cdb: &[u8], list: &[u8]) -> Ended {
+    forward(bench, nexus, 1, cdb, list);
+    if let Some((_, ending)) = completion(bench) {
+        return ending;
+    }
+    apply(bench);
+    completion(bench).expect("enforced").1
+}
+
+fn register(bench: &mut Bench, nexus: u32, key: u64, aptpl: bool) {
+    let list = list(0, key, aptpl);
+    assert_eq!(ending(bench, nexus, &out(REGISTER, 0), &list), GOOD);
+}
+
+fn keys(bench: &mut Bench) -> Vec<u64> {
+    assert_eq!(ending(bench, NEXUS, &READ_KEYS, &[]), GOOD);
+    let mut data = [0; 64];
+    assert!(bench.arena.read(block_range().offset, &mut data));
+    let bytes = u32::from_be_bytes(data[4..8].try_into().expect("four")) as usize;
+    data[8..8 + bytes].chunks(8).map(|key| u64::from_be_bytes(key.try_into().unwrap())).collect()
+}
+
+/// The unit as the card was told last.
+fn sent(bench: &Bench) -> &LogicalUnit {
+    let found = bench.sent.iter().rev().find_map(|message| match message {
+        to_card::Message::Configuration(configuration) => configuration.units.first(),
+        _ => None,
+    });
+    found.expect("sent")
+}
+
+fn table(bench: &Bench) -> AccessTable {
+    sent(bench).access.clone().unwrap_or_default()
+}
+
+#[test]
+fn the_card_is_told_that_the_agent_executes_them() {
+    let commands = sent(&bench()).host_commands;
+    let both = host_command::RESERVE | host_command::PERSISTENT_RESERVE;
+    assert_eq!(commands & both, both);
+}
+
+#[test]
+fn a_registration_is_kept_before_its_good_and_needs_no_configuration() {
+    let mut bench = bench();
+    bench.keeping = Some(VecDeque::new());
+    let before = bench.core.configuration_generation();
+    forward(&mut bench, NEXUS, 1, &out(REGISTER, 0), &list(0, KEY, true));
+    assert_eq!(completion(&mut bench), None, "nothing is kept yet");
+    bench.end_keep(Ok(()));
+    assert_eq!(completion(&mut bench), Some((1, GOOD)));
+    assert_eq!(bench.core.configuration_generation(), before);
+    bench.keeping = None;
+    assert_eq!(keys(&mut bench), [KEY]);
+    let kept = &bench.kept[&UNIT];
+    assert_eq!((kept.unit.as_str(), kept.boot_id), ("disk", [2; 16]));
+    assert!(kept.reservations.persists_through_power_loss());
+    assert_eq!(Record::decode(&kept.encode()).as_ref(), Ok(kept));
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_and_leaves_everything_as_it_was() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, true);
+    bench.keeping = Some(VecDeque::new());
+    let before = bench.core.configuration_generation();
+    forward(&mut bench, NEXUS, 2, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
+    bench.end_keep(Err("the directory is full".to_owned()));
+    assert_eq!(completion(&mut bench), Some((2, (2, (5, 0x55, 0x04)))));
+    assert_eq!(bench.core.configuration_generation(), before);
+    assert_eq!(table(&bench), AccessTable::default());
+    let told = bench.log.last().expect("logged");
+    assert!(told.contains("disk") && told.contains("the directory is full"), "{told}");
+    bench.keeping = None;
+    assert_eq!(keys(&mut bench), [KEY]);
+    // It can be tried again.
+    let again = ending(&mut bench, NEXUS, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
+    assert_eq!(again, GOOD);
+}
+
+#[test]
+fn a_reservation_is_good_when_the_card_enforces_it() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    forward(&mut bench, NEXUS, 2, &out(RESERVE, EXCLUSIVE_ACCESS), &list(KEY, 0, false));
+    assert_eq!(completion(&mut bench), None, "the card does not enforce it yet");
+    let told = table(&bench);
+    assert_eq!(told.others, u32::from(Access::NO_TRANSFERS.bits()));
+    assert_eq!(told.named.len(), 1);
+    assert_eq!(told.named[0].transport_id, nexus(5).initiator.as_bytes());
+    assert_eq!((told.named[0].relative_target_port, told.named[0].access), (1, 0));
+    // What waits behind it is decided when it is made.
+    forward(&mut bench, OTHER, 3, &out(REGISTER, 0), &list(0, OTHER_KEY, false));
+    forward(&mut bench, OTHER, 4, &out(RESERVE, EXCLUSIVE_ACCESS), &list(OTHER_KEY, 0, false));
+    assert_eq!(completion(&mut bench), None);
+    apply(&mut bench);
+    assert_eq!(completion(&mut bench), Some((2, GOOD)));
+    assert_eq!(completion(&mut bench), Some((3, GOOD)));
+    assert_eq!(completion(&mut bench), Some((4, CONFLICT)));
+    // A configuration later has it still.
+    bench.core.set_configuration(configuration(), 0).expect("configuration");
+    bench.settle();
+    assert_eq!(table(&bench), told);
+}
+
+#[test]
+fn spc_4_5_13_11_2_6_what_preempt_and_abort_brings_travels_once() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    register(&mut bench, OTHER, OTHER_KEY, false);
+    let reserve = out(RESERVE, WRITE_EXCLUSIVE);
+    assert_eq!(ending(&mut bench, OTHER, &reserve, &list(OTHER_KEY, 0, false)), GOOD);
+    let preempt = out(PREEMPT_AND_ABORT, WRITE_EXCLUSIVE);
+    forward(&mut bench, NEXUS, 9, &preempt, &list(KEY, OTHER_KEY, false));
+    let generation = bench.core.configuration_generation();
+    let told: Vec<_> = sent(&bench).access_effects.clone();
+    let brought: Vec<_> = told.iter().map(|effect| (effect.attention, effect.abort)).collect();
+    assert_eq!(brought, [(5, false), (0, true)]);
+    for effect in &told {
+        assert_eq!(effect.transport_id, nexus(6).initiator.as_bytes());
+        assert_eq!(effect.generation, generation);
+    }
+    assert_eq!(table(&bench).named[0].transport_id, nexus(5).initiator.as_bytes());
+    apply(&mut bench);
+    assert_eq!(completion(&mut bench), Some((9, GOOD)));
+    bench.core.set_configuration(configuration(), 0).expect("configuration");
+    bench.settle();
+    assert_eq!(sent(&bench).access_effects, []);
+    let retried = ending(&mut bench, OTHER, &reserve, &list(OTHER_KEY, 0, false));
+    assert_eq!(retried, CONFLICT);
+}
+
+#[test]
+fn an_agents_restart_keeps_what_does_not_persist_and_another_boot_ends_it() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    let reserve = out(RESERVE, WRITE_EXCLUSIVE);
+    assert_eq!(ending(&mut bench, NEXUS, &reserve, &list(KEY, 0, false)), GOOD);
+    let told = table(&bench);
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    bench.reconcile(0, 1, &[]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(table(&bench), told);
+    apply(&mut bench);
+    assert_eq!(keys(&mut bench), [KEY]);
+    // The card's machine lost its power.
+    bench.boot_id = [3; 16];
+    bench.start_agent(3, configuration());
+    bench.connect(101);
+    bench.ready();
+    bench.reconcile(0, 2, &[]);
+    bench.reconcile(1, 2, &[]);
+    bench.login(1);
+    assert_eq!(table(&bench), AccessTable::default());
+    assert_eq!(bench.kept[&UNIT].boot_id, [3; 16]);
+    assert!(bench.kept[&UNIT].reservations.is_empty());
+}
+
+#[test]
+fn with_aptpl_another_boot_ends_nothing() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, true);
+    let reserve = out(RESERVE, WRITE_EXCLUSIVE);
+    assert_eq!(ending(&mut bench, NEXUS, &reserve, &list(KEY, 0, false)), GOOD);
+    let told = table(&bench);
+    bench.boot_id = [3; 16];
+    bench.start_agent(2, configuration());
+    bench.connect(101);
+    bench.ready();
+    bench.reconcile(0, 1, &[]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(table(&bench), told);
+}
+
+#[test]
+fn a_command_in_flight_that_was_kept_is_answered_by_the_next_agent_and_not_run_again() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    register(&mut bench, OTHER, OTHER_KEY, false);
+    let preempt = out(PREEMPT, 0);
+    // Kept, and the card was told, but nobody was answered.
+    let sequence = forward(&mut bench, NEXUS, 77, &preempt, &list(KEY, OTHER_KEY, false));
+    assert_eq!(completion(&mut bench), None);
+    let generation = bench.kept[&UNIT].reservations.generation();
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    bench.reconcile(0, 1, &[(77, sequence)]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(bench.sent_fates(), []);
+    let fates = bench.sent.iter().find_map(|message| match message {
+        to_card::Message::Reconciled(told) if told.ring == 0 => Some(told.operations[0].fate()),
+        _ => None,
+    });
+    assert_eq!(fates, Some(Fate::Done));
+    assert_eq!(completion(&mut bench), None, "the card does not enforce it yet");
+    let told: Vec<_> = sent(&bench).access_effects.iter().map(|one| one.attention).collect();
+    assert_eq!(told, [5]);
+    apply(&mut bench);
+    assert_eq!(completion(&mut bench), Some((77, GOOD)));
+    assert_eq!(bench.core.reservations(UNIT).map(Reservations::generation), Some(generation));
+    assert_eq!(keys(&mut bench), [KEY]);
+}
+
+#[test]
+fn a_command_in_flight_that_was_not_kept_is_lost() {
+    let mut bench = bench();
+    bench.keeping = Some(VecDeque::new());
+    let sequence = forward(&mut bench, NEXUS, 77, &out(REGISTER, 0), &list(0, KEY, true));
+    bench.keeping = None;
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    bench.reconcile(0, 1, &[(77, sequence)]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(bench.completions(0), [(77, Outcome::Lost)]);
+    apply(&mut bench);
+    assert_eq!(keys(&mut bench), []);
+}
+
+#[test]
+fn spc_2_5_5_2_reserve_ends_with_its_nexus_and_with_a_reset() {
+    let mut bench = bench();
+    let reserved = u32::from(Access::RESERVED.bits());
+    assert_eq!(ending(&mut bench, NEXUS, &RESERVE_6, &[]), GOOD);
+    assert_eq!(table(&bench).others, reserved);
+    assert_eq!(ending(&mut bench, OTHER, &RESERVE_6, &[]), CONFLICT);
+    assert_eq!(ending(&mut bench, OTHER, &RELEASE_6, &[]), GOOD);
+    assert_eq!(ending(&mut bench, OTHER, &READ_KEYS, &[]), CONFLICT);
+    bench.control(to_host::Message::UnitReset(UnitReset { unit: UNIT, gate: 5 }));
+    assert_eq!(table(&bench), AccessTable::default());
+    let done = bench.sent.iter().rev().find_map(|message| match message {
+        to_card::Message::UnitResetDone(done) => Some(*done),
+        _ => None,
+    });
+    let required = done.map(|done| (done.gate, done.required_generation));
+    assert_eq!(required, Some((5, bench.core.configuration_generation())));
+    apply(&mut bench);
+    assert_eq!(ending(&mut bench, NEXUS, &RESERVE_6, &[]), GOOD);
+    bench.control(to_host::Message::NexusEvent(logout(1)));
+    assert_eq!(table(&bench), AccessTable::default());
+    apply(&mut bench);
+    assert_eq!(ending(&mut bench, OTHER, &RESERVE_6, &[]), GOOD);
+    // It went while there was no agent.
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.login(2);
+    bench.reconcile(0, 1, &[]);
+    bench.reconcile(1, 1, &[]);
+    apply(&mut bench);
+    assert_eq!(table(&bench), AccessTable::default());
+}
+
+#[test]
+fn lost_information_keeps_everybody_out_until_people_clear_it() {
+    let mut bench = bench();
+    let record = Record {
+        unit: "disk".to_owned(),
+        boot_id: [0; 16],
+        operation: None,
+        reservations: Reservations::information_lost(),
+    };
+    bench.kept.insert(UNIT, record);
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    bench.reconcile(0, 1, &[]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(table(&bench).others, u32::from(Access::INFORMATION_LOST.bits()));
+    apply(&mut bench);
+    assert_eq!(ending(&mut bench, NEXUS, &READ_KEYS, &[]), (2, (7, 0x44, 0x01)));
+    bench.core.clear_reservations(UNIT, 12);
+    bench.settle();
+    assert_eq!((table(&bench), bench.changed.len()), (AccessTable::default(), 0));
+    apply(&mut bench);
+    assert_eq!(bench.changed, [(12, Ok(()))]);
+    assert_eq!(keys(&mut bench), []);
+}
+
+#[test]
+fn a_copy_for_whom_the_change_keeps_out_is_over_before_its_good() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    // EXTENDED COPY of 8 blocks within the unit, two identification descriptors and one segment.
+    let target = |bytes: &mut Vec<u8>| {
+        bytes.extend([0xE4, 0, 0, 0, 0x01, 0x03, 0, 8, 0x50, 1, 2, 3, 4, 5, 6, 7]);
+        bytes.extend([0; 12]);
+        bytes.extend([0, 0, 2, 0]);
+    };
+    let mut copy = vec![0x07, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    target(&mut copy);
+    target(&mut copy);
+    copy.extend([0x02, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 8]);
+    copy.extend(0_u64.to_be_bytes());
+    copy.extend(100_u64.to_be_bytes());
+    let mut cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, copy.len() as u8, 0, 0];
+    forward(&mut bench, OTHER, 20, &cdb, &copy);
+    assert_eq!(bench.executing.len(), 1, "{:?}", completion(&mut bench));
+    assert_eq!(bench.executing[0].2.map(|data| data.arena), Some(COPY_ARENA));
+    forward(&mut bench, NEXUS, 21, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
+    apply(&mut bench);
+    assert_eq!(completion(&mut bench), None, "the copy may still write");
+    bench.end(Handler::Done);
+    assert_eq!(bench.executing.len(), 0, "it writes no more");
+    assert_eq!(completion(&mut bench), Some((21, GOOD)));
+    assert_eq!(bench.completions(0), [(20, Outcome::Cancelled)]);
+    // The next one does not begin.
+    cdb[1] = 0;
+    let refused = ending(&mut bench, OTHER, &cdb, &copy);
+    assert_eq!(refused, (2, (0x0A, 0x0D, 0x01)));
+    assert_eq!(ending(&mut bench, NEXUS, &out(CLEAR, 0), &list(KEY, 0, false)), GOOD);
+}
