@@ -62,6 +62,35 @@ disk() {
 	generic=/dev/$(generic_of "${1:-$host}" "${2:-0}")
 }
 
+# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
+says() {
+	what=$1 pattern=$2
+	shift 2
+	"$@" >/run/said 2>&1 || {
+		ended=$?
+		cat /run/said
+		fail "$what: \`$*\` ended with $ended"
+	}
+	grep -E -q "$pattern" /run/said || {
+		cat /run/said
+		fail "$what: \`$*\` prints nothing like '$pattern'"
+	}
+	report CHECK "$what"
+}
+
+# ends WITH WHAT COMMAND...: sg3-utils has an exit code for each kind of sense.
+ends() {
+	with=$1 what=$2
+	shift 2
+	"$@" >/run/said 2>&1
+	ended=$?
+	[ $ended = "$with" ] || {
+		cat /run/said
+		fail "$what: \`$*\` ended with $ended, not $with"
+	}
+	report CHECK "$what"
+}
+
 # pieces NAME: transfers from and to buffers in pieces of several sizes with gaps between them, and from pages.
 pieces() {
 	for size in 512 1024 4096; do

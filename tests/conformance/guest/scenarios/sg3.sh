@@ -8,35 +8,6 @@ bytes=$target_size
 last=$((bytes / 512 - 1))
 r=/run/sg3
 
-# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
-says() {
-	what=$1 pattern=$2
-	shift 2
-	"$@" >$r/said 2>&1 || {
-		ended=$?
-		cat $r/said
-		fail "$what: \`$*\` ended with $ended"
-	}
-	grep -E -q "$pattern" $r/said || {
-		cat $r/said
-		fail "$what: \`$*\` prints nothing like '$pattern'"
-	}
-	report CHECK "$what"
-}
-
-# ends WITH WHAT COMMAND...: sg3-utils has an exit code for each kind of sense.
-ends() {
-	with=$1 what=$2
-	shift 2
-	"$@" >$r/said 2>&1
-	ended=$?
-	[ $ended = "$with" ] || {
-		cat $r/said
-		fail "$what: \`$*\` ended with $ended, not $with"
-	}
-	report CHECK "$what"
-}
-
 # blocks FIRST COUNT FILE: what is on the medium, past the page cache.
 blocks() {
 	dd if="$disk" of="$3" bs=512 skip="$1" count="$2" iflag=direct 2>/dev/null || fail "block $1 cannot be read"
