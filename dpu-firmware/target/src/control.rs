@@ -243,7 +243,9 @@ impl<P: Platform> PollGroup<P> {
     /// Whether commands that the change under way aborted are not over. What holds them up for too long loses
     /// its channel.
     fn waits_for_aborted(&mut self) -> bool {
-        let Some(change) = self.changing.as_mut() else { return false };
+        let Some(change) = self.changing.as_mut().filter(|change| !change.aborts.is_empty()) else {
+            return false;
+        };
         let late = self.kit.now >= change.deadline;
         if late {
             change.deadline = Nanoseconds(u64::MAX);

@@ -8,7 +8,7 @@ use lunar_offload_proto::control::{
     self, ConfigurationApplied, ConfigurationRefused, DeviceGroup, LogicalUnit, Target, TargetPort,
     TargetPortGroup, host_command, to_card, to_host,
 };
-use lunar_offload_proto::ring::{BlockRequest, Operation, Outcome, SideRecord};
+use lunar_offload_proto::ring::{BlockRequest, Operation, SideRecord};
 use model::{Bench, NEXUS, UNIT, block_entry, block_range, unit};
 
 const SET: [u8; 12] = [0xA4, 0x0A, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0];
@@ -71,16 +71,7 @@ fn set(bench: &mut Bench, token: u64, group: u8, state: u8) {
 
 /// Token, status and sense key with ASC and ASCQ of the next completion, if there is one.
 fn completion(bench: &mut Bench) -> Option<(u64, u8, (u8, u8, u8))> {
-    let card = &mut bench.card[0];
-    let completion = card.completions.pop().expect("sound")?;
-    assert_eq!(completion.outcome(), Outcome::Forwarded);
-    let mut side = SideRecord::empty();
-    if completion.sense_bytes.get() > 0 {
-        card.completions.read_side(completion.sequence.get(), &mut side);
-    }
-    card.completions.release();
-    let sense = (side.sense[2], side.sense[12], side.sense[13]);
-    Some((completion.token.get(), completion.status, sense))
+    bench.forwarded_end().map(|(token, (status, sense))| (token, status, sense))
 }
 
 /// The configuration that the card was sent last.

@@ -13,13 +13,11 @@ use lunar_offload_proto::control::{
     host_command, to_card, to_host,
 };
 use lunar_offload_proto::ring::{BlockRequest, Operation, Outcome, SideRecord};
-use model::{Bench, NEXUS, UNIT, block_entry, block_range, login, logout, unit};
+use model::{Bench, Ended, NEXUS, UNIT, block_entry, block_range, login, logout, unit};
 
 /// Another initiator's nexus.
 const OTHER: u32 = 4;
 /// Status, and sense key with ASC and ASCQ.
-type Ended = (u8, (u8, u8, u8));
-
 const GOOD: Ended = (0, (0, 0, 0));
 const CONFLICT: Ended = (0x18, (0, 0, 0));
 const KEY: u64 = 0xA1;
@@ -87,18 +85,17 @@ fn forward(bench: &mut Bench, nexus: u32, token: u64, cdb: &[u8], list: &[u8]) -
     sequence
 }
 
-/// Token, status and sense of the next completion.
-fn completion(bench: &mut Bench) -> Option<(u64, Ended)> {
-    let card = &mut bench.card[0];
-    let completion = card.completions.pop().expect("sound")?;
-    assert_eq!(completion.outcome(), Outcome::Forwarded);
-    let mut side = SideRecord::empty();
-    if completion.sense_bytes.get() > 0 {
-        card.completions.read_side(completion.sequence.get(), &mut side);
+/// The next agent meets the card of this epoch, with a nexus of this generation where one is logged in, and these tokens
+/// and sequences in flight in the first ring.
+fn next_agent(bench: &mut Bench, card: u64, nexus: Option<u32>, in_flight: &[(u64, u32)]) {
+    bench.start_agent(2, configuration());
+    bench.connect(card);
+    bench.ready();
+    if let Some(generation) = nexus {
+        bench.login(generation);
     }
-    card.completions.release();
-    let sense = (side.sense[2], side.sense[12], side.sense[13]);
-    Some((completion.token.get(), (completion.status, sense)))
+    bench.reconcile(0, 1, in_flight);
+    bench.reconcile(1, 1, &[]);
 }
 
 fn out(action: u8, kind: u8) -> [u8; 10] {
@@ -114,11 +111,11 @@ fn list(key: u64, action_key: u64, aptpl: bool) -> Vec<u8> {
 /// Carries a command through to its end.
 fn ending(bench: &mut Bench, nexus: u32, cdb: &[u8], list: &[u8]) -> Ended {
     forward(bench, nexus, 1, cdb, list);
-    if let Some((_, ending)) = completion(bench) {
+    if let Some((_, ending)) = bench.forwarded_end() {
         return ending;
     }
     apply(bench);
-    completion(bench).expect("enforced").1
+    bench.forwarded_end().expect("enforced").1
 }
 
 fn register(bench: &mut Bench, nexus: u32, key: u64, aptpl: bool) {
@@ -160,9 +157,9 @@ fn a_registration_is_kept_before_its_good_and_needs_no_configuration() {
     bench.keeping = Some(VecDeque::new());
     let before = bench.core.configuration_generation();
     forward(&mut bench, NEXUS, 1, &out(REGISTER, 0), &list(0, KEY, true));
-    assert_eq!(completion(&mut bench), None, "nothing is kept yet");
+    assert_eq!(bench.forwarded_end(), None, "nothing is kept yet");
     bench.end_keep(Ok(()));
-    assert_eq!(completion(&mut bench), Some((1, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((1, GOOD)));
     assert_eq!(bench.core.configuration_generation(), before);
     bench.keeping = None;
     assert_eq!(keys(&mut bench), [KEY]);
@@ -180,7 +177,7 @@ fn what_cannot_be_kept_is_refused_and_leaves_everything_as_it_was() {
     let before = bench.core.configuration_generation();
     forward(&mut bench, NEXUS, 2, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
     bench.end_keep(Err("the directory is full".to_owned()));
-    assert_eq!(completion(&mut bench), Some((2, (2, (5, 0x55, 0x04)))));
+    assert_eq!(bench.forwarded_end(), Some((2, (2, (5, 0x55, 0x04)))));
     assert_eq!(bench.core.configuration_generation(), before);
     assert_eq!(table(&bench), AccessTable::default());
     let told = bench.log.last().expect("logged");
@@ -197,7 +194,7 @@ fn a_reservation_is_good_when_the_card_enforces_it() {
     let mut bench = bench();
     register(&mut bench, NEXUS, KEY, false);
     forward(&mut bench, NEXUS, 2, &out(RESERVE, EXCLUSIVE_ACCESS), &list(KEY, 0, false));
-    assert_eq!(completion(&mut bench), None, "the card does not enforce it yet");
+    assert_eq!(bench.forwarded_end(), None, "the card does not enforce it yet");
     let told = table(&bench);
     assert_eq!(told.others, u32::from(Access::NO_TRANSFERS.bits()));
     assert_eq!(told.named.len(), 1);
@@ -206,11 +203,11 @@ fn a_reservation_is_good_when_the_card_enforces_it() {
     // What waits behind it is decided when it is made.
     forward(&mut bench, OTHER, 3, &out(REGISTER, 0), &list(0, OTHER_KEY, false));
     forward(&mut bench, OTHER, 4, &out(RESERVE, EXCLUSIVE_ACCESS), &list(OTHER_KEY, 0, false));
-    assert_eq!(completion(&mut bench), None);
+    assert_eq!(bench.forwarded_end(), None);
     apply(&mut bench);
-    assert_eq!(completion(&mut bench), Some((2, GOOD)));
-    assert_eq!(completion(&mut bench), Some((3, GOOD)));
-    assert_eq!(completion(&mut bench), Some((4, CONFLICT)));
+    assert_eq!(bench.forwarded_end(), Some((2, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((3, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((4, CONFLICT)));
     // A configuration later has it still.
     bench.core.set_configuration(configuration(), 0).expect("configuration");
     bench.settle();
@@ -236,7 +233,7 @@ fn spc_4_5_13_11_2_6_what_preempt_and_abort_brings_travels_once() {
     }
     assert_eq!(table(&bench).named[0].transport_id, nexus(5).initiator.as_bytes());
     apply(&mut bench);
-    assert_eq!(completion(&mut bench), Some((9, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((9, GOOD)));
     bench.core.set_configuration(configuration(), 0).expect("configuration");
     bench.settle();
     assert_eq!(sent(&bench).access_effects, []);
@@ -251,12 +248,7 @@ fn an_agents_restart_keeps_what_does_not_persist_and_another_boot_ends_it() {
     let reserve = out(RESERVE, WRITE_EXCLUSIVE);
     assert_eq!(ending(&mut bench, NEXUS, &reserve, &list(KEY, 0, false)), GOOD);
     let told = table(&bench);
-    bench.start_agent(2, configuration());
-    bench.connect(100);
-    bench.ready();
-    bench.login(1);
-    bench.reconcile(0, 1, &[]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 100, Some(1), &[]);
     assert_eq!(table(&bench), told);
     apply(&mut bench);
     assert_eq!(keys(&mut bench), [KEY]);
@@ -281,11 +273,7 @@ fn with_aptpl_another_boot_ends_nothing() {
     assert_eq!(ending(&mut bench, NEXUS, &reserve, &list(KEY, 0, false)), GOOD);
     let told = table(&bench);
     bench.boot_id = [3; 16];
-    bench.start_agent(2, configuration());
-    bench.connect(101);
-    bench.ready();
-    bench.reconcile(0, 1, &[]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 101, None, &[]);
     assert_eq!(table(&bench), told);
 }
 
@@ -297,25 +285,20 @@ fn a_command_in_flight_that_was_kept_is_answered_by_the_next_agent_and_not_run_a
     let preempt = out(PREEMPT, 0);
     // Kept, and the card was told, but nobody was answered.
     let sequence = forward(&mut bench, NEXUS, 77, &preempt, &list(KEY, OTHER_KEY, false));
-    assert_eq!(completion(&mut bench), None);
+    assert_eq!(bench.forwarded_end(), None);
     let generation = bench.kept[&UNIT].reservations.generation();
-    bench.start_agent(2, configuration());
-    bench.connect(100);
-    bench.ready();
-    bench.login(1);
-    bench.reconcile(0, 1, &[(77, sequence)]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 100, Some(1), &[(77, sequence)]);
     assert_eq!(bench.sent_fates(), []);
     let fates = bench.sent.iter().find_map(|message| match message {
         to_card::Message::Reconciled(told) if told.ring == 0 => Some(told.operations[0].fate()),
         _ => None,
     });
     assert_eq!(fates, Some(Fate::Done));
-    assert_eq!(completion(&mut bench), None, "the card does not enforce it yet");
+    assert_eq!(bench.forwarded_end(), None, "the card does not enforce it yet");
     let told: Vec<_> = sent(&bench).access_effects.iter().map(|one| one.attention).collect();
     assert_eq!(told, [5]);
     apply(&mut bench);
-    assert_eq!(completion(&mut bench), Some((77, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((77, GOOD)));
     assert_eq!(bench.core.reservations(UNIT).map(Reservations::generation), Some(generation));
     assert_eq!(keys(&mut bench), [KEY]);
 }
@@ -326,12 +309,7 @@ fn a_command_in_flight_that_was_not_kept_is_lost() {
     bench.keeping = Some(VecDeque::new());
     let sequence = forward(&mut bench, NEXUS, 77, &out(REGISTER, 0), &list(0, KEY, true));
     bench.keeping = None;
-    bench.start_agent(2, configuration());
-    bench.connect(100);
-    bench.ready();
-    bench.login(1);
-    bench.reconcile(0, 1, &[(77, sequence)]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 100, Some(1), &[(77, sequence)]);
     assert_eq!(bench.completions(0), [(77, Outcome::Lost)]);
     apply(&mut bench);
     assert_eq!(keys(&mut bench), []);
@@ -361,12 +339,7 @@ fn spc_2_5_5_2_reserve_ends_with_its_nexus_and_with_a_reset() {
     apply(&mut bench);
     assert_eq!(ending(&mut bench, OTHER, &RESERVE_6, &[]), GOOD);
     // It went while there was no agent.
-    bench.start_agent(2, configuration());
-    bench.connect(100);
-    bench.ready();
-    bench.login(2);
-    bench.reconcile(0, 1, &[]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 100, Some(2), &[]);
     apply(&mut bench);
     assert_eq!(table(&bench), AccessTable::default());
 }
@@ -381,12 +354,7 @@ fn lost_information_keeps_everybody_out_until_people_clear_it() {
         reservations: Reservations::information_lost(),
     };
     bench.kept.insert(UNIT, record);
-    bench.start_agent(2, configuration());
-    bench.connect(100);
-    bench.ready();
-    bench.login(1);
-    bench.reconcile(0, 1, &[]);
-    bench.reconcile(1, 1, &[]);
+    next_agent(&mut bench, 100, Some(1), &[]);
     assert_eq!(table(&bench).others, u32::from(Access::INFORMATION_LOST.bits()));
     apply(&mut bench);
     assert_eq!(ending(&mut bench, NEXUS, &READ_KEYS, &[]), (2, (7, 0x44, 0x01)));
@@ -416,14 +384,14 @@ fn a_copy_for_whom_the_change_keeps_out_is_over_before_its_good() {
     copy.extend(100_u64.to_be_bytes());
     let mut cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, copy.len() as u8, 0, 0];
     forward(&mut bench, OTHER, 20, &cdb, &copy);
-    assert_eq!(bench.executing.len(), 1, "{:?}", completion(&mut bench));
+    assert_eq!(bench.executing.len(), 1, "{:?}", bench.forwarded_end());
     assert_eq!(bench.executing[0].2.map(|data| data.arena), Some(COPY_ARENA));
     forward(&mut bench, NEXUS, 21, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
     apply(&mut bench);
-    assert_eq!(completion(&mut bench), None, "the copy may still write");
+    assert_eq!(bench.forwarded_end(), None, "the copy may still write");
     bench.end(Handler::Done);
     assert_eq!(bench.executing.len(), 0, "it writes no more");
-    assert_eq!(completion(&mut bench), Some((21, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((21, GOOD)));
     assert_eq!(bench.completions(0), [(20, Outcome::Cancelled)]);
     // The next one does not begin.
     cdb[1] = 0;

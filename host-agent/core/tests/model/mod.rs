@@ -20,6 +20,9 @@ use lunar_offload_proto::ring::{
     CompletionEntry, Operation, Outcome, RingLayout, SideRecord, SubmissionEntry,
 };
 
+/// Status, and sense key with ASC and ASCQ.
+pub type Ended = (u8, (u8, u8, u8));
+
 pub const SLOTS: u32 = 8;
 pub const RINGS: u16 = 2;
 pub const DATA_BYTES: u64 = 1 << 20;
@@ -313,6 +316,21 @@ impl Bench {
         }
         card.completions.release();
         found
+    }
+
+    /// The next completion in the first ring, of a forwarded command, if there is one: its token, and its status with
+    /// sense key, ASC and ASCQ.
+    pub fn forwarded_end(&mut self) -> Option<(u64, Ended)> {
+        let card = &mut self.card[0];
+        let completion = card.completions.pop().expect("sound")?;
+        assert_eq!(completion.outcome(), Outcome::Forwarded);
+        let mut side = SideRecord::empty();
+        if completion.sense_bytes.get() > 0 {
+            card.completions.read_side(completion.sequence.get(), &mut side);
+        }
+        card.completions.release();
+        let sense = (side.sense[2], side.sense[12], side.sense[13]);
+        Some((completion.token.get(), (completion.status, sense)))
     }
 
     /// The oldest operation at a handler ends.
