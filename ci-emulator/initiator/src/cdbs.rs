@@ -200,6 +200,49 @@ pub fn unmap_list(ranges: &[(u64, u32)], out: &mut [u8]) -> usize {
     bytes
 }
 
+/// EXTENDED COPY (LID1), SPC-4 6.4, with a parameter list of so many bytes.
+#[must_use]
+pub fn extended_copy(list_bytes: u32) -> [u8; 16] {
+    let mut cdb = [0; 16];
+    cdb[0] = 0x83;
+    cdb[10..14].copy_from_slice(&list_bytes.to_be_bytes());
+    cdb
+}
+
+/// Bytes of [`extended_copy_list`].
+pub const EXTENDED_COPY_LIST_BYTES: usize = 16 + 2 * 32 + 28;
+
+/// The parameter list of [`extended_copy`] (SPC-4 6.4.3) that copies `blocks` blocks of `block_bytes` bytes from one
+/// disk to another, each an NAA designator and an LBA; no list identifier.
+#[must_use]
+pub fn extended_copy_list(
+    [from, to]: [([u8; 8], u64); 2],
+    blocks: u16,
+    block_bytes: u32,
+) -> [u8; EXTENDED_COPY_LIST_BYTES] {
+    let mut list = [0; EXTENDED_COPY_LIST_BYTES];
+    // LIST ID USAGE 11b: there is none.
+    list[1] = 3 << 3;
+    list[3] = 64;
+    list[11] = 28;
+    for (descriptor, (naa, _)) in list[16..80].chunks_exact_mut(32).zip([from, to]) {
+        // Identification descriptor: binary, NAA.
+        descriptor[0] = 0xE4;
+        descriptor[4..8].copy_from_slice(&[1, 3, 0, 8]);
+        descriptor[8..16].copy_from_slice(&naa);
+        descriptor[28..32].copy_from_slice(&block_bytes.to_be_bytes());
+    }
+    let segment = &mut list[80..];
+    // From block device to block device, from target descriptor 0 to 1.
+    segment[0] = 0x02;
+    segment[3] = 24;
+    segment[7] = 1;
+    segment[10..12].copy_from_slice(&blocks.to_be_bytes());
+    segment[12..20].copy_from_slice(&from.1.to_be_bytes());
+    segment[20..28].copy_from_slice(&to.1.to_be_bytes());
+    list
+}
+
 /// SYNCHRONIZE CACHE (10), SBC-4 5.31. 0 blocks mean to the end.
 #[must_use]
 pub fn synchronize_cache10(lba: u32, blocks: u16, immediate: bool) -> [u8; 10] {
@@ -322,6 +365,12 @@ mod tests {
         assert_eq!(unmap_list(&[(5, 6)], &mut list), 24);
         assert_eq!(list[..16], [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
         assert_eq!(list[16..], [0, 0, 0, 6, 0, 0, 0, 0]);
+        let copy = extended_copy_list([([1; 8], 2), ([3; 8], 4)], 5, 512);
+        assert_eq!(copy[..16], [0, 0x18, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0]);
+        assert_eq!(copy[48..60], [0xe4, 0, 0, 0, 1, 3, 0, 8, 3, 3, 3, 3]);
+        assert_eq!(copy[76..92], [0, 0, 2, 0, 2, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 5]);
+        assert_eq!(copy[92..], [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 4]);
+        assert_eq!(extended_copy(108)[10..], [0, 0, 0, 108, 0, 0]);
         assert_eq!(synchronize_cache10(9, 3, true), [0x35, 2, 0, 0, 0, 9, 0, 0, 3, 0]);
         assert_eq!(inquiry(Some(0x83), 0x1ff), [0x12, 1, 0x83, 1, 0xff, 0]);
         assert_eq!(inquiry(None, 36), [0x12, 0, 0, 0, 36, 0]);

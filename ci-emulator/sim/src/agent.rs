@@ -35,6 +35,8 @@ const DATA: u16 = 2;
 const DATA_BYTES: u64 = 1 << 20;
 /// Submissions taken from a ring at a time.
 const BUDGET: usize = 8;
+/// How long it takes to keep reservations, in nanoseconds.
+const KEEP_NS: (u64, u64) = (1_000, 90_000);
 /// How long a disk holds a request back, in nanoseconds.
 const DISK_NS: (u64, u64) = (2_000, 120_000);
 
@@ -220,6 +222,7 @@ impl Host {
             copies: Arena::anonymous(COPY_ARENA_BYTES).expect("memory"),
             executing: BTreeMap::new(),
             ended: Vec::new(),
+            keeping: Vec::new(),
             statistics: None,
             revoked: false,
             closing: None,
@@ -240,6 +243,8 @@ pub struct Agent {
     /// Operations at the disks, with the disk.
     executing: BTreeMap<u64, u32>,
     ended: Vec<lunar_handlers::Ended>,
+    /// Records on their way to where they are kept: when they are there, the unit and the name of the task.
+    keeping: Vec<(u64, u32, u64, Box<Record>)>,
     /// The last answer to a request for statistics.
     pub statistics: Option<Box<Statistics>>,
     /// The card gave the arenas back.
@@ -279,6 +284,14 @@ impl Agent {
         for (id, outcome) in std::mem::take(&mut self.ended) {
             self.executing.remove(&id.0);
             self.core.on_outcome(OperationId::from_request_id(id), outcome, now);
+        }
+        for (_, unit, keep, record) in self.keeping.extract_if(.., |keeping| keeping.0 <= now) {
+            // Now and then the directory is full.
+            let result = if random.chance(1, 24) { Err("no space".to_owned()) } else { Ok(()) };
+            if result.is_ok() {
+                host.reservations.insert(unit, *record);
+            }
+            self.core.on_reservations_kept(unit, keep, result);
         }
         self.carry_out(host, wire, now, random, journal)?;
         for pair in &mut self.pairs {
@@ -342,8 +355,8 @@ impl Agent {
                     host.generation = configuration_generation;
                 }
                 Effect::KeepReservations { unit, keep, record } => {
-                    host.reservations.insert(unit, *record);
-                    self.core.on_reservations_kept(unit, keep, Ok(()));
+                    let due = now + random.between(KEEP_NS.0, KEEP_NS.1);
+                    self.keeping.push((due, unit, keep, record));
                 }
                 Effect::ReservationsChanged { .. } => {}
                 Effect::ArenaRevoked { .. } => self.revoked = true,
@@ -380,8 +393,13 @@ impl Agent {
     }
 
     /// The agent dies. What its disks had either reached the medium or not, before anybody else
-    /// touches it.
-    pub fn die(mut self, random: &mut Random) {
+    /// touches it, and what it was keeping was kept or was not.
+    pub fn die(&mut self, host: &mut Host, random: &mut Random) {
+        for (_, unit, _, record) in self.keeping.drain(..) {
+            if random.chance(1, 2) {
+                host.reservations.insert(unit, *record);
+            }
+        }
         for (id, device) in std::mem::take(&mut self.executing) {
             if random.chance(1, 2)
                 && let Some(disk) = self.devices.get_mut(&device)

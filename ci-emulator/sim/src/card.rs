@@ -52,6 +52,28 @@ struct Group {
     asleep: bool,
 }
 
+/// Which start of a card it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Of the firmware.
+    pub epoch: u64,
+    /// Of the machine: another one means that its power was gone.
+    pub boot_id: [u8; 16],
+}
+
+impl Start {
+    /// The first.
+    pub const FIRST: Self = Self { epoch: 1000, boot_id: [7; 16] };
+
+    /// The next, after a loss of power or without one.
+    #[must_use]
+    pub fn next(self, power_on: bool) -> Self {
+        let mut boot_id = self.boot_id;
+        boot_id[0] = boot_id[0].wrapping_add(u8::from(power_on));
+        Self { epoch: self.epoch + 1, boot_id }
+    }
+}
+
 /// The card.
 pub struct Card {
     device: EmulatedDevice,
@@ -67,7 +89,7 @@ impl Card {
     /// # Panics
     /// When this machine has no memory or descriptors for it.
     #[must_use]
-    pub fn new(fabric: &Fabric, slot: &HostSlot, epoch: u64, random: &mut Random) -> Self {
+    pub fn new(fabric: &Fabric, slot: &HostSlot, start: Start, random: &mut Random) -> Self {
         let attributes = HcaAttributes {
             queue_pairs_max: 24,
             send_queue_depth_max: 256,
@@ -122,7 +144,7 @@ impl Card {
             | feature::CANCEL
             | feature::RESETS
             | feature::ACCESS_TABLES;
-        let link = AgentLink::new(hello("lunar-sim card", epoch, [7; 16], features, 0, limits));
+        let link = AgentLink::new(hello("lunar-sim card", start.epoch, start.boot_id, features, 0, limits));
         Self { device, groups, coordinator: Coordinator::new(listener, links), link }
     }
 

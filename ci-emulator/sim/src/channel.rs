@@ -4,6 +4,7 @@ use lunar_hca::{DeviceConfig, EmulatedDevice, Fabric};
 use lunar_initiator::oracle::{Read, Write};
 use lunar_initiator::{Config, Event, Initiator, Tag};
 use lunar_platform::Nanoseconds;
+use lunar_scsi::reservations::Class;
 use lunar_scsi::task_set::TaskManagementFunction;
 use lunar_srp::login::{Action, LoginForm, PortId};
 
@@ -28,6 +29,10 @@ pub enum Purpose {
     CompareAndWrite(Read, Write, u32),
     /// A write that changes nothing if nobody writes in its middle: ORWRITE of zeros.
     OrZeros,
+    /// EXTENDED COPY to this LUN.
+    Copy(usize),
+    /// PERSISTENT RESERVE IN or OUT, by its name there.
+    Reserving(u64),
     /// Neither; whether it may be answered while a unit attention is pending.
     Other {
         /// INQUIRY, REPORT LUNS, REQUEST SENSE (SAM-6 5.14).
@@ -52,6 +57,8 @@ pub struct Sent {
     pub lun: usize,
     /// What it is.
     pub purpose: Purpose,
+    /// What it is to reservations.
+    pub class: Class,
     /// Which moment it was sent at, counted over all events of the run.
     pub moment: u64,
     /// When it was sent.

@@ -1,5 +1,6 @@
 //! What goes wrong in a run, and what the administrator changes, decided by the seed.
 
+use crate::laws::Broken;
 use crate::random::Random;
 use crate::units::{UNITS, configuration};
 use crate::world::World;
@@ -13,6 +14,8 @@ pub(crate) struct Faults {
     pub(crate) connect_at: u64,
     pub(crate) agent_stalled_until: u64,
     port_up_at: Option<u64>,
+    /// When a dead card starts again.
+    card_at: Option<u64>,
     /// When the card reaches the host's memory again.
     way_back_at: Option<u64>,
     /// When the agent or its channel was gone last.
@@ -29,6 +32,7 @@ impl Faults {
             connect_at: 0,
             agent_stalled_until: 0,
             port_up_at: None,
+            card_at: None,
             way_back_at: None,
             last_outage: Some(0),
             revoking: false,
@@ -38,13 +42,13 @@ impl Faults {
 
 impl World {
     /// What is due in this step.
-    pub(crate) fn run_faults(&mut self) {
+    pub(crate) fn run_faults(&mut self) -> Result<(), Broken> {
         self.recover();
         if self.ending || self.now < self.faults.next_at {
-            return;
+            return Ok(());
         }
         self.faults.next_at = self.now + self.random.between(20_000, 900_000);
-        match self.random.below(34) {
+        match self.random.below(36) {
             0..=2 => self.restart_agent(),
             3..=4 => self.disconnect(),
             5..=7 => {
@@ -55,7 +59,9 @@ impl World {
                 let group = self.random.index(usize::from(crate::card::GROUPS));
                 self.journal.note("a poll group stalls", [group as u64, 0, 0]);
                 let until = self.now + self.random.between(20_000, 800_000);
-                self.card.stall(group, until);
+                if let Some(card) = self.card.as_mut() {
+                    card.stall(group, until);
+                }
             }
             11..=13 => self.toggle_read_only(),
             14..=16 => self.toggle_standby(),
@@ -69,9 +75,9 @@ impl World {
                 self.host.lose_memory(&mut self.random);
                 self.start_later();
             }
-            21 => {
+            21 if let Some(card) = self.card.as_ref() => {
                 self.journal.note("the card's port goes down", [0; 3]);
-                self.card.device().port_down();
+                card.device().port_down();
                 self.faults.port_up_at = Some(self.now + self.random.between(5_000, 400_000));
             }
             22..=23 if self.is_serving() && self.faults.way_back_at.is_none() => {
@@ -80,9 +86,16 @@ impl World {
                 self.host.slot.cut();
                 self.faults.way_back_at = Some(self.now + self.random.between(5_000, 400_000));
             }
-            22..=29 => self.kill_channel(),
-            _ => self.log_out_channel(),
+            21..=29 => self.kill_channel(),
+            30..=34 => self.log_out_channel(),
+            _ if self.card.is_some() => {
+                self.kill_card()?;
+                self.faults.port_up_at = None;
+                self.faults.card_at = Some(self.now + self.random.between(10_000, 1_500_000));
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     /// Whatever ends a fault.
@@ -90,7 +103,15 @@ impl World {
         if self.faults.port_up_at.is_some_and(|at| at <= self.now) {
             self.faults.port_up_at = None;
             self.journal.note("the card's port is up", [0; 3]);
-            self.card.device().port_up();
+            if let Some(card) = self.card.as_ref() {
+                card.device().port_up();
+            }
+        }
+        if self.faults.card_at.is_some_and(|at| at <= self.now) {
+            self.faults.card_at = None;
+            let power_on = self.random.chance(1, 2);
+            self.start_card(power_on);
+            self.faults.connect_at = self.now + self.random.between(5_000, 300_000);
         }
         if self.faults.start_at.is_some_and(|at| at <= self.now) {
             self.faults.start_at = None;
@@ -103,7 +124,7 @@ impl World {
             self.host.slot.mend();
         }
         // The control channel takes the same way.
-        let way = self.faults.way_back_at.is_none();
+        let way = self.faults.way_back_at.is_none() && self.card.is_some();
         if way && self.wire.is_none() && self.agent.is_some() && self.faults.connect_at <= self.now
         {
             self.connect();

@@ -29,7 +29,10 @@ pub enum Law {
     LateWrite,
     /// Once a LUN is read-only or in standby in force, no write through it lands.
     ReadOnly,
-    /// A reset or a new nexus is told by a unit attention before anything else.
+    /// Reservation commands take effect one after another and for good; once a change is answered, no write of
+    /// those that it keeps out lands, and none of their commands is let in.
+    Reservation,
+    /// A reset, a new nexus or a change of reservations is told by a unit attention before anything else.
     UnitAttention,
     /// SRP: credits, one response a command, residuals, sense.
     Protocol,
@@ -53,6 +56,7 @@ impl fmt::Display for Law {
             Self::ReadData => "read data",
             Self::LateWrite => "late write",
             Self::ReadOnly => "read only",
+            Self::Reservation => "reservation",
             Self::UnitAttention => "unit attention",
             Self::Protocol => "protocol",
             Self::Status => "status",
@@ -183,11 +187,11 @@ impl Laws {
             .map_err(|mismatch| Broken { law: Law::ReadData, text: mismatch.to_string() })
     }
 
-    /// A block landed on a medium.
+    /// A block landed on a medium. Gives the LUN and the nexus that its write came through and from.
     ///
     /// # Errors
     /// It may not have.
-    pub fn on_landing(&mut self, landing: &Landing) -> Result<(), Broken> {
+    pub fn on_landing(&mut self, landing: &Landing) -> Result<(usize, usize), Broken> {
         self.landed += 1;
         let (unit, lba) = (landing.unit, landing.lba);
         let Content::Block { lun: of_unit, lba: of_lba, version } = landing.content else {
@@ -216,7 +220,7 @@ impl Laws {
             );
             return Err(Broken { law: Law::ReadOnly, text });
         }
-        Ok(())
+        Ok((running.lun, running.nexus))
     }
 
     /// `nexus` owes us a unit attention on `lun` before anything else that is sent after `since`,

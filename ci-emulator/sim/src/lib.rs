@@ -16,9 +16,10 @@ mod journal;
 pub mod laws;
 mod load;
 mod order;
-mod random;
 #[cfg(test)]
-mod reservations;
+mod preempting;
+mod random;
+mod reserving;
 mod seen;
 mod units;
 mod wire;

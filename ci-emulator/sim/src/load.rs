@@ -4,11 +4,12 @@ use lunar_initiator::cdbs::{ByteCheck, Transfer};
 use lunar_initiator::oracle::{Filling, WriteEnd};
 use lunar_initiator::{Command, Data, Shape, Tag, cdbs};
 use lunar_scsi::lun;
+use lunar_scsi::reservations::{Class, class};
 use lunar_scsi::task_set::{TaskAttribute, TaskManagementFunction};
 
 use crate::channel::{Purpose, Sent};
 use crate::disk::BLOCK_BYTES;
-use crate::units::{BLOCKS, UNITS};
+use crate::units::{BLOCKS, LOAD_BLOCKS, UNITS};
 use crate::world::World;
 
 /// How long a function may take commands of others away after it was sent, in nanoseconds.
@@ -81,6 +82,12 @@ impl World {
             10..=12 => 3,
             _ => 4,
         };
+        if UNITS[lun].reserved && self.random.chance(1, 24) {
+            return self.send_reserving(number, lun);
+        }
+        if UNITS[lun].reserved && self.random.chance(1, 24) {
+            return self.send_copy(number, lun);
+        }
         match self.random.below(100) {
             0..=42 => self.send_transfer(number, lun, false),
             43..=72 => self.send_transfer(number, lun, true),
@@ -118,8 +125,8 @@ impl World {
             7..=8 => self.random.between(1, 64),
             _ => self.random.between(65, 256),
         };
-        let hot = if self.random.chance(1, 3) { 64 } else { BLOCKS };
-        let lba = self.random.below(hot).min(BLOCKS - blocks);
+        let hot = if self.random.chance(1, 3) { 64 } else { LOAD_BLOCKS };
+        let lba = self.random.below(hot).min(LOAD_BLOCKS - blocks);
         let blocks = u32::try_from(blocks).unwrap_or(1);
         let bytes = blocks * BLOCK_BYTES;
         let cdb = self.transfer_cdb(lba, blocks, is_write);
@@ -146,15 +153,12 @@ impl World {
                 Purpose::Other { ignores_attention: false, takes_attention: false, invalid: false }
             }
         };
-        let Some(tag) = self.submit(number, lun, &cdb, data) else {
-            self.channels[number].give_place(Some(place));
-            return self.never_sent(lun, purpose);
-        };
-        self.journal.note(
-            if is_write { "write: channel, tag, LBA" } else { "read: channel, tag, LBA" },
-            [number as u64 * 10 + lun as u64, tag.to_wire(), lba],
-        );
-        self.remember(number, lun, tag, purpose, Some(place));
+        if let Some(tag) = self.submit(number, lun, cdb.bytes(), data, purpose, Some(place)) {
+            self.journal.note(
+                if is_write { "write: channel, tag, LBA" } else { "read: channel, tag, LBA" },
+                [number as u64 * 10 + lun as u64, tag.to_wire(), lba],
+            );
+        }
     }
 
     fn transfer_cdb(&mut self, lba: u64, blocks: u32, is_write: bool) -> Cdb {
@@ -190,6 +194,8 @@ impl World {
                 self.laws.abandon_read(lun, read);
                 self.laws.end_write(lun, write, WriteEnd::Refused, "it was never sent");
             }
+            Purpose::Reserving(name) => self.reserving.withdraw(lun, name, self.moment),
+            Purpose::Copy(to) => self.copies[to] = None,
             Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
         }
     }
@@ -203,8 +209,8 @@ impl World {
             (_, 0) => self.random.between(9, 200),
             _ => self.random.between(1, 8),
         };
-        let hot = if self.random.chance(2, 3) { 64 } else { BLOCKS };
-        let lba = self.random.below(hot).min(BLOCKS - blocks);
+        let hot = if self.random.chance(2, 3) { 64 } else { LOAD_BLOCKS };
+        let lba = self.random.below(hot).min(LOAD_BLOCKS - blocks);
         let blocks = u32::try_from(blocks).unwrap_or(1);
         let bytes = blocks * BLOCK_BYTES;
         let differs = self.random.chance(1, 4);
@@ -290,15 +296,12 @@ impl World {
             0 => Data::None,
             bytes => Data::Out { offset: place, bytes },
         };
-        let Some(tag) = self.submit(number, lun, &cdb, data) else {
-            self.channels[number].give_place(Some(place));
-            return self.never_sent(lun, purpose);
-        };
-        self.journal.note(
-            "medium command: channel, tag, kind and LBA",
-            [number as u64 * 10 + lun as u64, tag.to_wire(), kind << 32 | lba],
-        );
-        self.remember(number, lun, tag, purpose, Some(place));
+        if let Some(tag) = self.submit(number, lun, cdb.bytes(), data, purpose, Some(place)) {
+            self.journal.note(
+                "medium command: channel, tag, kind and LBA",
+                [number as u64 * 10 + lun as u64, tag.to_wire(), kind << 32 | lba],
+            );
+        }
     }
 
     fn send_other(&mut self, number: usize, lun: usize) {
@@ -334,25 +337,35 @@ impl World {
             (_, Some(offset)) => Data::In { offset, bytes },
             (_, None) => return,
         };
-        match self.submit(number, lun, &cdb, data) {
-            Some(tag) => {
-                self.journal.note(
-                    "other command: channel, tag, kind",
-                    [number as u64 * 10 + lun as u64, tag.to_wire(), kind],
-                );
-                self.remember(number, lun, tag, purpose, place);
-            }
-            None => self.channels[number].give_place(place),
+        if let Some(tag) = self.submit(number, lun, cdb.bytes(), data, purpose, place) {
+            self.journal.note(
+                "other command: channel, tag, kind",
+                [number as u64 * 10 + lun as u64, tag.to_wire(), kind],
+            );
         }
     }
 
-    fn submit(&mut self, number: usize, lun: usize, cdb: &Cdb, data: Data) -> Option<Tag> {
+    /// Sends a command; `None`: it could not be sent, and is forgotten.
+    pub(crate) fn submit(
+        &mut self,
+        number: usize,
+        lun: usize,
+        cdb: &[u8],
+        data: Data,
+        purpose: Purpose,
+        place: Option<usize>,
+    ) -> Option<Tag> {
         let attribute = self.attribute();
         let shape = if data == Data::None { Shape::Direct } else { self.shape() };
-        let command = Command { attribute, shape, ..Command::new(field(lun), cdb.bytes(), data) };
-        let tag = self.channels[number].initiator.submit(&command).ok()?;
+        let command = Command { attribute, shape, ..Command::new(field(lun), cdb, data) };
+        let Ok(tag) = self.channels[number].initiator.submit(&command) else {
+            self.channels[number].give_place(place);
+            self.never_sent(lun, purpose);
+            return None;
+        };
         self.order.sent(tag.to_wire(), self.channels[number].nexus, lun, attribute);
         self.commands += 1;
+        self.remember(number, lun, tag, purpose, class(cdb), place);
         Some(tag)
     }
 
@@ -362,11 +375,12 @@ impl World {
         lun: usize,
         tag: Tag,
         purpose: Purpose,
+        class: Class,
         place: Option<usize>,
     ) {
         self.moment += 1;
-        let sent =
-            Sent { tag, lun, purpose, moment: self.moment, at: self.now, place, abort_sent: None };
+        let (moment, at) = (self.moment, self.now);
+        let sent = Sent { tag, lun, purpose, class, moment, at, place, abort_sent: None };
         self.channels[number].sent[tag.index()] = Some(sent);
     }
 
@@ -438,11 +452,26 @@ impl World {
             },
             [number as u64 * 10 + lun as u64, tag.to_wire(), task.map_or(0, Tag::to_wire)],
         );
-        self.remember(number, lun, tag, Purpose::Management(function), None);
+        self.remember(number, lun, tag, Purpose::Management(function), Class::ALWAYS, None);
+    }
+
+    /// Commands of every nexus on LUN `lun` may end without an answer, for a while.
+    pub(crate) fn expect_aborts(&mut self, lun: usize) {
+        for taken in &mut self.taken_away {
+            taken[lun] = self.now + TAKES_AWAY_NS;
+        }
+        for channel in &mut self.channels {
+            channel.initiator.expect_silent_ends();
+        }
     }
 
     /// Aborts commands that somebody may have taken away, and finds those that nobody did.
     pub(crate) fn look_for_forgotten(&mut self) -> Result<(), crate::laws::Broken> {
+        for lun in 0..UNITS.len() {
+            if self.reserving.may_abort(lun) {
+                self.expect_aborts(lun);
+            }
+        }
         for number in 0..self.channels.len() {
             let nexus = self.channels[number].nexus;
             let mut patience = None;

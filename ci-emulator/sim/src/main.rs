@@ -122,17 +122,21 @@ fn print_summary(summary: &Summary) {
         summary.now as f64 / 1e6
     );
     println!(
-        "  {} good, {} check conditions, {} busy or full, {} aborted, {} lost; {} functions; {} logins \
-         ({} refused); {} agents died, {} control channels lost, {} revokes, {} cuts, {} configurations; {} landings",
+        "  {} good, {} check conditions, {} busy or full, {} conflicts, {} aborted, {} lost; {} about reservations, {} copies; \
+         {} functions; {} logins ({} refused); {} agents and {} cards died, {} control channels lost, {} revokes, {} cuts, {} configurations; {} landings",
         counts.good,
         counts.check_conditions,
         counts.refused,
+        counts.conflicts,
         counts.aborted,
         counts.lost,
+        counts.reserving,
+        counts.copies,
         counts.functions,
         counts.logins,
         counts.rejects,
         counts.restarts,
+        counts.card_restarts,
         counts.control_losses,
         counts.revokes,
         counts.cuts,

@@ -23,6 +23,11 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// The card is gone, and every task with it.
+    pub(crate) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// A command was sent.
     pub(crate) fn sent(&mut self, tag: u64, nexus: usize, lun: usize, attribute: TaskAttribute) {
         // What a LUN without a unit is asked belongs to no task set.

@@ -9,13 +9,15 @@ use lunar_srp::login::OtherChannels;
 use crate::channel::{Channel, Purpose, Sent};
 use crate::disk::BLOCK_BYTES;
 use crate::laws::{Broken, Law};
+use crate::reserving::Answer;
 use crate::units::UNITS;
 use crate::world::World;
 
 /// SAM-6 statuses.
-const GOOD: u8 = 0;
+pub(crate) const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
 const BUSY: u8 = 8;
+const RESERVATION_CONFLICT: u8 = 0x18;
 const TASK_SET_FULL: u8 = 0x28;
 /// SPC-6 sense keys.
 const NOT_READY: u8 = 2;
@@ -23,6 +25,7 @@ const ILLEGAL_REQUEST: u8 = 5;
 const UNIT_ATTENTION: u8 = 6;
 const DATA_PROTECT: u8 = 7;
 const MISCOMPARE: u8 = 0xe;
+const COPY_ABORTED: u8 = 0xa;
 const ABORTED_COMMAND: u8 = 0xb;
 /// An outage explains answers for so long after it, in nanoseconds.
 const OUTAGE_NS: u64 = 60_000_000;
@@ -124,9 +127,10 @@ impl World {
             Event::AsynchronousEvent { ref sense, .. } => {
                 let key = sense_of(Some(sense));
                 self.journal.note("event: channel, code", [at, key.1.into(), key.2.into()]);
-                // INQUIRY, REPORTED LUNS and CAPACITY DATA HAS CHANGED, ASYMMETRIC ACCESS STATE CHANGED.
-                let told = [(0x3f, 0x03), (0x3f, 0x0e), (0x2a, 0x09), (0x2a, 0x06)];
-                if key.0 != UNIT_ATTENTION || !told.contains(&(key.1, key.2)) {
+                // INQUIRY and REPORTED LUNS DATA HAS CHANGED; RESERVATIONS PREEMPTED and RELEASED, REGISTRATIONS
+                // PREEMPTED, ASYMMETRIC ACCESS STATE CHANGED, CAPACITY DATA HAS CHANGED.
+                let is_told = matches!((key.1, key.2), (0x3f, 0x03 | 0x0e) | (0x2a, 3..=6 | 9));
+                if key.0 != UNIT_ATTENTION || !is_told {
                     return broken(Law::Protocol, format!("channel {number}: {event:?}"));
                 }
             }
@@ -176,6 +180,13 @@ impl World {
             let how = "a SINGLE login of its nexus was accepted after its channel had died";
             self.laws.end_write(lun, write, WriteEnd::Unknown, how);
         }
+        // What is over may have come to anything.
+        let _ = self.reserving.on_single_login(nexus, asked, self.moment);
+        for copy in &mut self.copies {
+            copy.take_if(|copy| {
+                copy.nexus == nexus && copy.lost.is_some_and(|logged_in| logged_in < asked)
+            });
+        }
         self.laws.forget_nexus(nexus);
         let mut alone = true;
         for other in 0..self.channels.len() {
@@ -190,14 +201,11 @@ impl World {
                 self.channels[other].sent.iter().flatten().map(|sent| sent.tag).collect();
             for tag in tags {
                 let how = "a SINGLE login of its nexus was accepted on another channel";
-                let Some(sent) = self.channels[other].finish(tag) else { continue };
-                let Sent { lun, purpose, .. } = sent;
-                self.end(lun, purpose, how);
+                let Some(mut sent) = self.channels[other].finish(tag) else { continue };
+                let purpose = std::mem::replace(&mut sent.purpose, Purpose::Over);
                 // An answer that was on its way may still come.
-                let kept = Sent {
-                    purpose: Purpose::Over,
-                    ..sent_again(tag, lun, sent.moment, sent.at, sent.place)
-                };
+                let kept = Sent { abort_sent: None, ..sent };
+                self.end(kept.lun, purpose, how);
                 self.channels[other].sent[tag.index()] = Some(kept);
             }
         }
@@ -218,6 +226,11 @@ impl World {
                 self.laws.abandon_read(lun, read);
                 self.laws.end_write(lun, write, WriteEnd::Unknown, how);
             }
+            Purpose::Reserving(name) => {
+                // What is over may have come to anything.
+                let _ = self.reserving.end(lun, name, Answer::Over, self.moment);
+            }
+            Purpose::Copy(to) => self.copies[to] = None,
             Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {}
         }
     }
@@ -238,6 +251,12 @@ impl World {
             Purpose::CompareAndWrite(read, write, _) => {
                 self.laws.abandon_read(sent.lun, read);
                 self.limbo[nexus].push((sent.lun, write, logged_in));
+            }
+            Purpose::Reserving(name) => self.reserving.lose(sent.lun, name, logged_in),
+            Purpose::Copy(to) => {
+                if let Some(copy) = &mut self.copies[to] {
+                    copy.lost = Some(logged_in);
+                }
             }
             purpose => self.end(sent.lun, purpose, "its channel died"),
         }
@@ -294,14 +313,23 @@ impl World {
         match status {
             GOOD => self.counts.good += 1,
             BUSY | TASK_SET_FULL => self.counts.refused += 1,
+            RESERVATION_CONFLICT => self.counts.conflicts += 1,
             _ => self.counts.check_conditions += 1,
         }
-        let Sent { lun, purpose, moment, .. } = sent;
+        let Sent { lun, ref purpose, moment, .. } = sent;
         if matches!(purpose, Purpose::Over) {
             return Ok(());
         }
-        self.judge_attention(number, lun, &purpose, moment, status, sense)?;
-        self.judge_status(number, lun, &purpose, sent.at, status, sense)?;
+        self.judge_attention(number, lun, purpose, moment, status, sense)?;
+        self.judge_status(number, &sent, status, sense)?;
+        if let Purpose::Reserving(name) = *purpose {
+            return self.on_reserving(number, &sent, name, (status, sense), place);
+        }
+        self.judge_access(number, &sent, status, sense)?;
+        if let Purpose::Copy(to) = *purpose {
+            return self.on_copied(number, &sent, to, status);
+        }
+        let purpose = sent.purpose;
         match purpose {
             Purpose::Write(write) => {
                 let (end, how) = write_end(status, sense);
@@ -354,9 +382,7 @@ impl World {
                 self.laws.abandon_read(lun, read);
                 Ok(())
             }
-            Purpose::OrZeros | Purpose::Other { .. } | Purpose::Management(_) | Purpose::Over => {
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
@@ -380,20 +406,48 @@ impl World {
         let absent = status == CHECK_CONDITION && (sense.0, sense.1) == (ILLEGAL_REQUEST, 0x25);
         // A command that was held too long is refused before it is looked at (SAM-6 5.3.3: BUSY goes
         // before a unit attention, which stays).
-        let refused = status == BUSY;
+        let refused = matches!(status, BUSY | RESERVATION_CONFLICT);
         if ignores || absent || refused { Ok(()) } else { self.laws.on_answer(nexus, lun, moment) }
+    }
+
+    /// Who is kept out by reservations gets a conflict, and who is let in gets none.
+    fn judge_access(
+        &self,
+        number: usize,
+        sent: &Sent,
+        status: u8,
+        sense: (u8, u8, u8),
+    ) -> Result<(), Broken> {
+        let &Sent { lun, class, moment, .. } = sent;
+        let nexus = self.channels[number].nexus;
+        let (fits, how) = match (status, sense.0) {
+            (RESERVATION_CONFLICT, _) => {
+                let fits = self.reserving.may_be_kept_out(lun, nexus, class, moment);
+                (fits, "ended with RESERVATION CONFLICT although nothing kept it out")
+            }
+            (GOOD, _) | (CHECK_CONDITION, MISCOMPARE) => {
+                let fits = self.reserving.may_be_let_in(lun, nexus, class, moment);
+                (fits, "was carried out although a reservation had kept it out since before")
+            }
+            _ => (true, ""),
+        };
+        if fits {
+            return Ok(());
+        }
+        let (purpose, ways) = (&sent.purpose, self.reserving.words(lun));
+        let text = format!("nexus {nexus} LUN {lun}: a command {how}: {purpose:?}; {ways}");
+        broken(Law::Reservation, text)
     }
 
     /// Every answer but GOOD has a cause.
     fn judge_status(
         &mut self,
         number: usize,
-        lun: usize,
-        purpose: &Purpose,
-        at: u64,
+        sent: &Sent,
         status: u8,
         sense: (u8, u8, u8),
     ) -> Result<(), Broken> {
+        let &Sent { lun, ref purpose, at, .. } = sent;
         let outage = self
             .faults
             .last_outage
@@ -401,7 +455,8 @@ impl World {
         let invalid = matches!(purpose, Purpose::Other { invalid: true, .. });
         let explained = match (status, sense.0) {
             (GOOD, _) => !invalid,
-            (TASK_SET_FULL, _) | (CHECK_CONDITION, UNIT_ATTENTION) => true,
+            // Conflicts are judged by themselves.
+            (TASK_SET_FULL | RESERVATION_CONFLICT, _) | (CHECK_CONDITION, UNIT_ATTENTION) => true,
             // A unit that is being removed.
             (BUSY, _) if UNITS[lun].comes_and_goes => true,
             // TARGET PORT IN STANDBY STATE.
@@ -411,11 +466,18 @@ impl World {
             (BUSY, _) | (CHECK_CONDITION, NOT_READY | ABORTED_COMMAND) => {
                 outage && UNITS[lun].stores
             }
-            (CHECK_CONDITION, ILLEGAL_REQUEST) => invalid || UNITS[lun].comes_and_goes,
+            (CHECK_CONDITION, ILLEGAL_REQUEST) => {
+                // Those about reservations are judged by themselves, as conflicts are.
+                invalid || UNITS[lun].comes_and_goes || matches!(purpose, Purpose::Reserving(_))
+            }
             (CHECK_CONDITION, DATA_PROTECT) => matches!(
                 purpose,
-                Purpose::Write(_) | Purpose::CompareAndWrite(..) | Purpose::OrZeros
+                Purpose::Write(_)
+                    | Purpose::CompareAndWrite(..)
+                    | Purpose::OrZeros
+                    | Purpose::Copy(_)
             ),
+            (CHECK_CONDITION, COPY_ABORTED) => matches!(purpose, Purpose::Copy(_)),
             (CHECK_CONDITION, MISCOMPARE) => {
                 matches!(purpose, Purpose::Compare(..) | Purpose::CompareAndWrite(..))
             }
@@ -444,6 +506,3 @@ fn write_end(status: u8, sense: (u8, u8, u8)) -> (WriteEnd, &'static str) {
     }
 }
 
-fn sent_again(tag: Tag, lun: usize, moment: u64, at: u64, place: Option<usize>) -> Sent {
-    Sent { tag, lun, purpose: Purpose::Over, moment, at, place, abort_sent: None }
-}

@@ -16,6 +16,8 @@ pub const TARGET_PORT: [u8; 16] = *b"lunar-sim-target";
 pub const REQUEST_LIMIT: u32 = 20;
 /// Blocks of each unit.
 pub const BLOCKS: u64 = 1536;
+/// The first blocks, which all commands but EXTENDED COPY's writes use; those write behind them.
+pub const LOAD_BLOCKS: u64 = BLOCKS - 64;
 
 /// What a LUN of the runs is.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,8 @@ pub struct Described {
     pub task_set_type: u32,
     /// Whether it is taken away and brought back in a run.
     pub comes_and_goes: bool,
+    /// Whether initiators fight for it with persistent reservations.
+    pub reserved: bool,
 }
 
 /// The units, by LUN.
@@ -38,6 +42,7 @@ pub const UNITS: [Described; 5] = [
         placement: PlacementKind::CardDram,
         task_set_type: 1,
         comes_and_goes: false,
+        reserved: false,
     },
     Described {
         unit: 2,
@@ -45,6 +50,7 @@ pub const UNITS: [Described; 5] = [
         placement: PlacementKind::HostDram,
         task_set_type: 1,
         comes_and_goes: false,
+        reserved: false,
     },
     Described {
         unit: 3,
@@ -52,6 +58,7 @@ pub const UNITS: [Described; 5] = [
         placement: PlacementKind::CardDram,
         task_set_type: 1,
         comes_and_goes: false,
+        reserved: true,
     },
     Described {
         unit: 4,
@@ -59,6 +66,7 @@ pub const UNITS: [Described; 5] = [
         placement: PlacementKind::HostDram,
         task_set_type: 0,
         comes_and_goes: false,
+        reserved: true,
     },
     Described {
         unit: 5,
@@ -66,6 +74,7 @@ pub const UNITS: [Described; 5] = [
         placement: PlacementKind::HostDram,
         task_set_type: 1,
         comes_and_goes: true,
+        reserved: false,
     },
 ];
 
@@ -128,6 +137,12 @@ fn device_group(described: &Described, standby: bool) -> DeviceGroup {
     }
 }
 
+/// The NAA designator of the unit with this handle.
+pub fn naa(unit: u32) -> [u8; 8] {
+    let [a, b, c, d] = unit.to_be_bytes();
+    [0x50, 0, 0, 0, a, b, c, d]
+}
+
 fn unit(described: &Described) -> LogicalUnit {
     let backend = if described.stores { BackendKind::Ring } else { BackendKind::CardNull };
     LogicalUnit {
@@ -146,6 +161,7 @@ fn unit(described: &Described) -> LogicalUnit {
         serial: format!("sim{}", described.unit),
         t10_id: format!("sim{}", described.unit),
         placement: described.placement.into(),
+        naa: naa(described.unit).to_vec(),
         forwards: described.stores,
         ..LogicalUnit::default()
     }

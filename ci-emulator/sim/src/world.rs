@@ -5,7 +5,7 @@ use lunar_hca::Fabric;
 use lunar_target::trace::Point;
 
 use crate::agent::{Agent, Host};
-use crate::card::Card;
+use crate::card::{Card, Start};
 use crate::channel::Channel;
 use crate::coverage::Coverage;
 use crate::faults::Faults;
@@ -13,7 +13,8 @@ use crate::journal::Journal;
 use crate::laws::{Broken, Law, Laws};
 use crate::order::Order;
 use crate::random::Random;
-use crate::units::{BLOCKS, Shape, UNITS, configuration};
+use crate::reserving::Reserving;
+use crate::units::{BLOCKS, LOAD_BLOCKS, Shape, UNITS, configuration};
 use crate::wire::Wire;
 
 /// Channels of each nexus.
@@ -62,6 +63,12 @@ pub struct Counts {
     pub check_conditions: u64,
     /// BUSY and TASK SET FULL.
     pub refused: u64,
+    /// RESERVATION CONFLICT.
+    pub conflicts: u64,
+    /// Commands about reservations that were answered.
+    pub reserving: u64,
+    /// EXTENDED COPY that ended with GOOD.
+    pub copies: u64,
     /// Commands that a function of their own nexus ended.
     pub aborted: u64,
     /// Requests that went with their channel.
@@ -74,6 +81,8 @@ pub struct Counts {
     pub rejects: u64,
     /// Agents that died.
     pub restarts: u64,
+    /// Cards that died.
+    pub card_restarts: u64,
     /// Control channels lost.
     pub control_losses: u64,
     /// Arenas revoked, announced or not.
@@ -105,13 +114,20 @@ pub(crate) struct World {
     /// Counts everything that initiators do and see.
     pub(crate) moment: u64,
     pub(crate) journal: Journal,
-    pub(crate) card: Card,
+    fabric: Fabric,
+    /// `None` while it is down.
+    pub(crate) card: Option<Card>,
+    /// The card's newest start.
+    start: Start,
     pub(crate) host: Host,
     pub(crate) agent: Option<Agent>,
     pub(crate) wire: Option<Wire>,
     pub(crate) channels: Vec<Channel>,
     pub(crate) laws: Laws,
     pub(crate) order: Order,
+    pub(crate) reserving: Reserving,
+    /// By LUN: the one copy that writes to it.
+    pub(crate) copies: [Option<reserve::Copying>; UNITS.len()],
     /// By nexus: writes whose channel died, with their LUN and the moment of that channel's login, until
     /// a SINGLE login ends them.
     pub(crate) limbo: Vec<Vec<(usize, lunar_initiator::oracle::Write, u64)>>,
@@ -147,14 +163,16 @@ impl World {
         let stored: Vec<(u32, u64)> =
             UNITS.iter().filter(|unit| unit.stores).map(|unit| (unit.unit, BLOCKS)).collect();
         let mut host = Host::new(&stored, &mut random);
-        let card = Card::new(&fabric, &host.slot, 1000, &mut random);
+        let card = Card::new(&fabric, &host.slot, Start::FIRST, &mut random);
         let shape = Shape::default();
         let agent = host.start(configuration(&shape), 0, &mut random);
         let mut channels = Vec::new();
+        let mut ports = Vec::new();
         for (nexus, count) in NEXUSES.into_iter().enumerate() {
             let mut port = [0; 16];
             port[..8].copy_from_slice(&random.seed().to_be_bytes());
             port[15] = u8::try_from(nexus).unwrap_or(0);
+            ports.push(port);
             for place in 0..count {
                 let number = channels.len();
                 let single = place == 0;
@@ -166,13 +184,17 @@ impl World {
             now: 0,
             moment: 1,
             journal: Journal::new(plan.trace),
-            card,
+            fabric,
+            card: Some(card),
+            start: Start::FIRST,
             host,
             agent: Some(agent),
             wire: None,
             channels,
             laws: Laws::new(NEXUSES.len()),
             order: Order::default(),
+            reserving: Reserving::new(&ports),
+            copies: [None; UNITS.len()],
             limbo: NEXUSES.iter().map(|_| Vec::new()).collect(),
             taken_away: vec![[0; UNITS.len()]; NEXUSES.len()],
             nexus_since: vec![0; NEXUSES.len()],
@@ -258,7 +280,7 @@ impl World {
             world.channels.iter().all(|channel| channel.initiator.is_idle())
         })?;
         self.until(deadline, "tasks are left after every channel is gone", |world| {
-            world.card.tasks() == 0
+            world.card.as_ref().is_some_and(|card| card.tasks() == 0)
         })
     }
 
@@ -305,7 +327,7 @@ impl World {
     ) -> Result<(), Broken> {
         while !done(self) {
             if self.now >= deadline {
-                let states = self.card.states();
+                let states = self.card.as_ref().map(Card::states);
                 let text = format!(
                     "{otherwise} after {} ms of virtual time without load; tasks on the card: {states:x?}",
                     DRAIN_NS / 1_000_000
@@ -322,7 +344,7 @@ impl World {
         self.steps += 1;
         self.now += self.random.between(150, 1_100);
         self.journal.set_time(self.now);
-        self.run_faults();
+        self.run_faults()?;
         self.run_card();
         self.run_agent()?;
         self.look_at_landings()?;
@@ -337,7 +359,8 @@ impl World {
     }
 
     fn run_card(&mut self) {
-        let ended = self.card.run(self.now, self.wire.as_mut(), &mut self.random);
+        let Some(card) = self.card.as_mut() else { return };
+        let ended = card.run(self.now, self.wire.as_mut(), &mut self.random);
         if ended.is_err() {
             self.journal.note("the card closes the control channel", [0; 3]);
             self.disconnect();
@@ -379,13 +402,18 @@ impl World {
     fn look_at_landings(&mut self) -> Result<(), Broken> {
         for landing in self.host.landings.take() {
             self.journal.count("landed: unit, LBA", [landing.unit.into(), landing.lba, 0]);
-            self.laws.on_landing(&landing)?;
+            let (lun, nexus) = match landing.lba {
+                ..LOAD_BLOCKS => self.laws.on_landing(&landing)?,
+                _ => self.judge_copied(&landing)?,
+            };
+            self.reserving.on_landing(lun, nexus, landing.lba)?;
         }
         Ok(())
     }
 
     fn look_at_trace(&mut self) -> Result<(), Broken> {
-        let records = self.card.take_trace();
+        let Some(card) = self.card.as_mut() else { return Ok(()) };
+        let records = card.take_trace();
         for record in &records {
             self.coverage.add(record.point);
             let (point, detail) = number_of(record.point);
@@ -411,19 +439,45 @@ impl World {
         self.counts.control_losses += 1;
         self.faults.last_outage = Some(self.now);
         self.journal.note("control channel lost", [0; 3]);
-        self.card.control_lost();
+        if let Some(card) = self.card.as_mut() {
+            card.control_lost();
+        }
         if let Some(agent) = self.agent.as_mut() {
             agent.core.on_control_lost(self.now);
         }
         self.faults.connect_at = self.now + self.random.between(5_000, 2_000_000);
     }
 
+    /// The firmware dies, with all that is on the card.
+    pub(crate) fn kill_card(&mut self) -> Result<(), Broken> {
+        self.look_at_trace()?;
+        if self.card.take().is_some() {
+            self.counts.card_restarts += 1;
+            self.journal.note("the card dies", [0; 3]);
+            self.order.forget();
+            self.faults.last_outage = Some(self.now);
+            self.disconnect();
+        }
+        Ok(())
+    }
+
+    /// It starts again, after a loss of power or without one.
+    pub(crate) fn start_card(&mut self, power_on: bool) {
+        self.journal.note("a card starts: with power lost", [power_on.into(), 0, 0]);
+        self.start = self.start.next(power_on);
+        let card = Card::new(&self.fabric, &self.host.slot, self.start, &mut self.random);
+        self.card = Some(card);
+        if power_on {
+            self.reserving.on_power_on(self.moment);
+        }
+    }
+
     /// The agent dies.
     pub(crate) fn kill_agent(&mut self) {
-        let Some(agent) = self.agent.take() else { return };
+        let Some(mut agent) = self.agent.take() else { return };
         self.counts.restarts += 1;
         self.journal.note("the agent dies", [0; 3]);
-        agent.die(&mut self.random);
+        agent.die(&mut self.host, &mut self.random);
         self.disconnect();
     }
 
@@ -477,3 +531,4 @@ fn number_of(point: Point) -> (u64, u64) {
 
 #[cfg(test)]
 mod disk_commands;
+mod reserve;

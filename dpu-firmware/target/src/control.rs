@@ -218,7 +218,7 @@ impl<P: Platform> PollGroup<P> {
             let at_backend = self.units.get(unit).and_then(|shard| shard.at_backend.get(parity));
             at_backend.is_some_and(|&count| {
                 let of_parity = |task: &Task| (task.access_generation & 1) as usize == parity;
-                count != 0 && count != self.making_changes(unit, of_parity)
+                count != 0 && count != self.waiting_for_changes(unit, of_parity)
             })
         };
         if self.changing.as_ref().is_some_and(|change| change.fences.iter().any(is_open)) {
@@ -251,7 +251,12 @@ impl<P: Platform> PollGroup<P> {
             change.deadline = Nanoseconds(u64::MAX);
         }
         let aborts = change.aborts.clone();
-        let is_one = |task: &Task| task.awaited && aborts.contains(&(task.nexus, task.unit));
+        // Those that wait for this very change are not among them, aborted by somebody else or not.
+        let is_one = |task: &Task| {
+            task.awaited
+                && aborts.contains(&(task.nexus, task.unit))
+                && !is_about_reservations(task)
+        };
         if late {
             self.tear_down(is_one);
         }
@@ -290,7 +295,7 @@ impl<P: Platform> PollGroup<P> {
         }
         for &(nexus, unit) in &aborts {
             self.abort_matching(|task| {
-                task.nexus == nexus && task.unit == unit && !changes_reservations(task)
+                task.nexus == nexus && task.unit == unit && !is_about_reservations(task)
             });
         }
         aborts
@@ -304,12 +309,12 @@ impl<P: Platform> PollGroup<P> {
             id.is_some_and(|id| self.tasks.at(id.index).unit == handle)
         };
         let ended = u32::try_from(self.ahead.iter().filter(waits).count()).unwrap_or(0);
-        ended + self.making_changes(handle, |_| true)
+        ended + self.waiting_for_changes(handle, |_| true)
     }
 
-    /// Commands of the unit that are at the host and change access states or reservations, among the tasks
-    /// that `matches` picks: the host ends them, and those behind them, when a change is reported.
-    fn making_changes(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
+    /// Commands of the unit that are at the host and change access states, or are about reservations, among the
+    /// tasks that `matches` picks: the host ends them, and those behind them, when a change is reported.
+    fn waiting_for_changes(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
         let mut count = 0;
         let mut from = 0;
         while let Some(index) = self.tasks.live_from(from) {
@@ -319,7 +324,7 @@ impl<P: Platform> PollGroup<P> {
                 && task.at_backend
                 && matches!(task.work, Work::Forward)
                 && (task.cdb.first() == Some(&opcode::MAINTENANCE_OUT)
-                    || changes_reservations(task));
+                    || is_about_reservations(task));
             count += u32::from(is_one && matches(task));
         }
         count
@@ -771,12 +776,14 @@ fn narrow(units: &mut Units, fences: &mut Vec<(u32, usize)>, unit: u32) {
     }
 }
 
-/// Whether the task is a command that changes reservations.
-fn changes_reservations(task: &Task) -> bool {
+/// Whether the task is a command that changes reservations, or asks for them: the host answers with nothing
+/// that is not in force.
+fn is_about_reservations(task: &Task) -> bool {
     matches!(
         task.cdb.first(),
         Some(
-            &opcode::PERSISTENT_RESERVE_OUT
+            &opcode::PERSISTENT_RESERVE_IN
+                | &opcode::PERSISTENT_RESERVE_OUT
                 | &opcode::RESERVE_6
                 | &opcode::RELEASE_6
                 | &opcode::RESERVE_10

@@ -71,6 +71,8 @@ pub(crate) struct Copy {
     bytes: u64,
     /// What a later segment ends the command with, when those before it are copied.
     flaw: Option<Sense>,
+    /// A change of reservations keeps its initiator out of a device.
+    shut_out: bool,
     scratch: u8,
     /// Handle of the nexus that it is for.
     nexus: u32,
@@ -106,7 +108,8 @@ impl Copy {
             ListIdUsage::Discarded => (Some(key), false),
         };
         let nexus = key.nexus;
-        Self { parts, part: 0, copied: 0, bytes: 0, flaw, scratch: 0, nexus, list, held }
+        let (part, copied, bytes, shut_out, scratch) = (0, 0, 0, false, 0);
+        Self { parts, part, copied, bytes, flaw, shut_out, scratch, nexus, list, held }
     }
 
     /// Handle of the nexus that it is for.
@@ -125,6 +128,11 @@ impl Copy {
             part.source.0 == device && conflicts(Class::READ, access)
                 || part.destination.0 == device && conflicts(Class::WRITE, access)
         })
+    }
+
+    /// It ends with the step that it is at, as one that a device was in the way of.
+    pub(crate) fn shut_out(&mut self) {
+        self.shut_out = true;
     }
 
     /// The next read; `None` when all is copied.
@@ -152,6 +160,9 @@ impl Copy {
 
     /// The step after `done`.
     pub(crate) fn next(&mut self, done: &Step) -> Option<Step> {
+        if self.shut_out {
+            return None;
+        }
         let part = self.parts.get(self.part)?;
         match done.request {
             Request::Read { blocks, .. } => {
@@ -180,7 +191,7 @@ impl Copy {
 
     /// How the command ends, when every step was (not) carried out.
     pub(crate) fn ending(&self, carried_out: bool) -> Result<(), Sense> {
-        if !carried_out {
+        if !carried_out || self.shut_out {
             return Err(THIRD_PARTY_DEVICE_FAILURE);
         }
         self.flaw.map_or(Ok(()), Err)

@@ -121,14 +121,14 @@ impl Core {
                 let ending = self.set_target_port_groups(command, list)?;
                 Ok(ending.map_or(Verdict::Later, Verdict::Good))
             }
-            Some(&opcode::PERSISTENT_RESERVE_IN) => self.persistent_reserve_in(command),
             Some(
-                &(opcode::PERSISTENT_RESERVE_OUT
+                &(opcode::PERSISTENT_RESERVE_IN
+                | opcode::PERSISTENT_RESERVE_OUT
                 | opcode::RESERVE_6
                 | opcode::RELEASE_6
                 | opcode::RESERVE_10
                 | opcode::RELEASE_10),
-            ) => self.change_reservations(command, list),
+            ) => self.reservation_command(command, list),
             Some(&opcode::THIRD_PARTY_COPY_OUT) => self.extended_copy(command, list),
             Some(&opcode::THIRD_PARTY_COPY_IN) => self.receive_copy_results(command),
             _ => Err(Sense::INVALID_COMMAND_OPERATION_CODE),

@@ -38,6 +38,8 @@ struct Home {
     boot_id: [u8; 16],
     /// Something was kept, so the next power on has to be as well.
     kept: bool,
+    /// The configuration generation that has the state: before it is in force no command sees the state.
+    told: u32,
     current: Option<Current>,
     waiting: VecDeque<Job>,
 }
@@ -103,7 +105,8 @@ impl Core {
         let Some(record) = record else { return };
         let Record { boot_id, operation, reservations: state, .. } = record;
         self.units.set_access(unit, access_message(&state), &[]);
-        let home = Home { state, operation, boot_id, kept: true, ..Home::default() };
+        let told = self.units.generation;
+        let home = Home { state, operation, boot_id, kept: true, told, ..Home::default() };
         self.homes.by_unit.insert(unit, home);
     }
 
@@ -153,27 +156,9 @@ impl Core {
         ids.map(|id| TargetPort { id, protocol: Protocol::Srp }).collect()
     }
 
-    /// PERSISTENT RESERVE IN.
-    pub(crate) fn persistent_reserve_in(&mut self, command: &Forwarded) -> Result<Verdict, Sense> {
-        self.check_enforced()?;
-        let none = Reservations::default();
-        let state = self.reservations(command.unit).unwrap_or(&none);
-        let mut parameters = vec![0; PARAMETERS_MAX];
-        match state.persistent_reserve_in(&command.cdb, &mut parameters) {
-            Ok(length) => {
-                parameters.truncate(length);
-                Ok(Verdict::Good(Ending { parameters, ..Ending::default() }))
-            }
-            Err(CommandEnding::Sense(sense)) => Err(sense),
-            Err(CommandEnding::Status(status)) => {
-                self.end_status(command, status);
-                Ok(Verdict::Later)
-            }
-        }
-    }
-
-    /// PERSISTENT RESERVE OUT, RESERVE and RELEASE.
-    pub(crate) fn change_reservations(
+    /// PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE. Who only asks waits for changes under way too: what it
+    /// is told is in force, so that whoever finds a key gone knows that its owner writes no more.
+    pub(crate) fn reservation_command(
         &mut self,
         command: &Forwarded,
         list: &[u8],
@@ -185,10 +170,11 @@ impl Core {
         Ok(Verdict::Later)
     }
 
-    /// A card that does not know of access tables enforces nothing.
+    /// A card that does not know of access tables enforces nothing. One that is out of reach just now said so when
+    /// it was there.
     fn check_enforced(&self) -> Result<(), Sense> {
         use lunar_offload_proto::control::feature::ACCESS_TABLES;
-        let enforced = self.link.agreed.is_some_and(|agreed| agreed.features & ACCESS_TABLES != 0);
+        let enforced = self.link.agreed.is_none_or(|agreed| agreed.features & ACCESS_TABLES != 0);
         if enforced { Ok(()) } else { Err(Sense::INVALID_COMMAND_OPERATION_CODE) }
     }
 
@@ -245,7 +231,7 @@ impl Core {
     fn start_jobs(&mut self, unit: u32) {
         while let Some(home) = self.homes.by_unit.get_mut(&unit)
             && home.current.is_none()
-            && let Some(job) = home.waiting.pop_front()
+            && let Some(job) = home.next_job(self.applied_generation)
         {
             match job {
                 Job::Command(command, list) => self.decide_reservation(command, &list),
@@ -281,6 +267,16 @@ impl Core {
         let ports = self.target_ports();
         let none = Reservations::default();
         let state = self.reservations(command.unit).unwrap_or(&none);
+        if command.cdb.first() == Some(&opcode::PERSISTENT_RESERVE_IN) {
+            let mut parameters = vec![0; PARAMETERS_MAX];
+            return match state.persistent_reserve_in(&command.cdb, &mut parameters) {
+                Ok(length) => {
+                    parameters.truncate(length);
+                    self.end_good(&command, Ending { parameters, ..Ending::default() });
+                }
+                Err(ending) => self.end_reservation(&command, ending),
+            };
+        }
         let decided = match command.cdb.first() {
             Some(&opcode::PERSISTENT_RESERVE_OUT) => {
                 state.persistent_reserve_out(&from, &command.cdb, list, &ports)
@@ -408,7 +404,11 @@ impl Core {
             self.remember_card();
             self.send_configuration();
         }
-        self.units.generation
+        let generation = self.units.generation;
+        if let Some(home) = self.homes.by_unit.get_mut(&unit) {
+            home.told = generation;
+        }
+        generation
     }
 
     fn enforce(&mut self, unit: u32, origin: Origin, effects: &Effects) {
@@ -437,8 +437,9 @@ impl Core {
     /// Copies that may go on no more end with the step that they are at.
     fn stop_copies(&mut self, unit: u32, aborts: &[Nexus]) {
         for operation in self.kept_out_copies(unit, aborts) {
-            if let Some(running) = self.operations.get_mut(operation) {
-                running.stopping = true;
+            let running = self.operations.get_mut(operation);
+            if let Some(copy) = running.and_then(|running| running.work.copy_mut()) {
+                copy.shut_out();
             }
         }
     }
@@ -459,7 +460,8 @@ impl Core {
         kept_out.map(|(operation, _)| operation).collect()
     }
 
-    /// Ends the changes that the card has made, as far as nothing of the host's own is in their way.
+    /// Ends the changes that the card has made, as far as nothing of the host's own is in their way, and goes on
+    /// with what waited for them.
     pub(crate) fn end_reserving(&mut self) {
         let applied = self.applied_generation;
         let made = self.homes.by_unit.iter().filter_map(|(unit, home)| match &home.current {
@@ -476,6 +478,10 @@ impl Core {
             if let Some(Current { origin, .. }) = home.and_then(|home| home.current.take()) {
                 self.tell_made(origin, generation);
             }
+        }
+        let waiting = self.homes.by_unit.iter().filter(|(_, home)| !home.waiting.is_empty());
+        let waiting: Vec<u32> = waiting.map(|(unit, _)| *unit).collect();
+        for unit in waiting {
             self.start_jobs(unit);
         }
     }
@@ -569,6 +575,12 @@ impl Core {
 }
 
 impl Home {
+    /// What comes next; `None` also when it is a command and the card does not have the state yet.
+    fn next_job(&mut self, applied_generation: u32) -> Option<Job> {
+        let is_told = self.told <= applied_generation;
+        self.waiting.pop_front_if(|job| is_told || !matches!(job, Job::Command(..)))
+    }
+
     /// Whether somebody has the unit by RESERVE, or may have it soon.
     fn may_be_reserved(&self) -> bool {
         self.state.legacy_holder().is_some() || self.current.is_some() || !self.waiting.is_empty()

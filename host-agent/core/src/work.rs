@@ -49,4 +49,11 @@ impl Work {
             Self::Once | Self::Unmap(_) | Self::Eject(_) => None,
         }
     }
+
+    pub(crate) fn copy_mut(&mut self) -> Option<&mut Copy> {
+        match self {
+            Self::Copy(copy) => Some(copy),
+            Self::Once | Self::Unmap(_) | Self::Eject(_) => None,
+        }
+    }
 }

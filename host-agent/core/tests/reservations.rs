@@ -241,6 +241,45 @@ fn spc_4_5_13_11_2_6_what_preempt_and_abort_brings_travels_once() {
     assert_eq!(retried, CONFLICT);
 }
 
+/// Whoever finds a key gone may rely on its owner writing no more: another path of the one who preempted, or a
+/// third.
+#[test]
+fn what_is_not_in_force_is_not_read() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    register(&mut bench, OTHER, OTHER_KEY, false);
+    forward(&mut bench, NEXUS, 7, &out(PREEMPT, 0), &list(KEY, OTHER_KEY, false));
+    forward(&mut bench, NEXUS, 8, &READ_KEYS, &[]);
+    assert_eq!(bench.forwarded_end(), None, "the card does not enforce it yet");
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((7, GOOD)));
+    assert_eq!(bench.forwarded_end(), Some((8, GOOD)));
+    assert_eq!(keys(&mut bench), [KEY]);
+
+    // Kept by an agent that did not live to see it enforced.
+    forward(&mut bench, NEXUS, 9, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
+    next_agent(&mut bench, 100, Some(1), &[]);
+    forward(&mut bench, NEXUS, 10, &READ_KEYS, &[]);
+    assert_eq!(bench.forwarded_end(), None, "the card has no configuration of this agent");
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((10, GOOD)));
+}
+
+#[test]
+fn a_command_that_comes_while_the_control_channel_is_gone_waits_for_it() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    bench.core.on_control_lost(0);
+    bench.settle();
+    forward(&mut bench, NEXUS, 7, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, false));
+    assert_eq!(bench.forwarded_end(), None);
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((7, GOOD)));
+}
+
 #[test]
 fn an_agents_restart_keeps_what_does_not_persist_and_another_boot_ends_it() {
     let mut bench = bench();
@@ -392,7 +431,7 @@ fn a_copy_for_whom_the_change_keeps_out_is_over_before_its_good() {
     bench.end(Handler::Done);
     assert_eq!(bench.executing.len(), 0, "it writes no more");
     assert_eq!(bench.forwarded_end(), Some((21, GOOD)));
-    assert_eq!(bench.completions(0), [(20, Outcome::Cancelled)]);
+    assert_eq!(bench.forwarded_end(), Some((20, (2, (0x0A, 0x0D, 0x01)))));
     // The next one does not begin.
     cdb[1] = 0;
     let refused = ending(&mut bench, OTHER, &cdb, &copy);

@@ -8,7 +8,7 @@ use lunar_platform::Nanoseconds;
 use lunar_srp::login::PortId;
 
 use crate::agent::{Agent, Host};
-use crate::card::{Card, IT_IU_BYTES_MAX, LATENCY, SERVICE};
+use crate::card::{Card, Start, IT_IU_BYTES_MAX, LATENCY, SERVICE};
 use crate::journal::Journal;
 use crate::load::field;
 use crate::random::Random;
@@ -47,7 +47,7 @@ impl Rig {
         let stored: Vec<(u32, u64)> =
             UNITS.iter().filter(|unit| unit.stores).map(|unit| (unit.unit, BLOCKS)).collect();
         let mut host = Host::new(&stored, &mut random);
-        let card = Card::new(&fabric, &host.slot, 1000, &mut random);
+        let card = Card::new(&fabric, &host.slot, Start::FIRST, &mut random);
         let agent = host.start(configuration(&Shape::default()), 0, &mut random);
         let initiators = [1, 2].map(|name| {
             let device = DeviceConfig::new(&format!("initiator-{name}"));
@@ -195,8 +195,8 @@ fn after_preempt_is_good_no_write_of_the_preempted_nexus_lands() {
 
         // The agent dies; the next one has it from its records.
         rig.card.control_lost();
-        let next = rig.host.start(configuration(&Shape::default()), rig.now, &mut rig.random);
-        std::mem::replace(&mut rig.agent, next).die(&mut rig.random);
+        rig.agent.die(&mut rig.host, &mut rig.random);
+        rig.agent = rig.host.start(configuration(&Shape::default()), rig.now, &mut rig.random);
         rig.wire = Wire::default();
         rig.agent.core.on_control_connected(rig.now);
         rig.serve();
