@@ -209,37 +209,33 @@ pub fn extended_copy(list_bytes: u32) -> [u8; 16] {
     cdb
 }
 
-/// Bytes of [`extended_copy_list`].
-pub const EXTENDED_COPY_LIST_BYTES: usize = 16 + 2 * 32 + 28;
-
-/// The parameter list of [`extended_copy`] (SPC-4 6.4.3) that copies `blocks` blocks of `block_bytes` bytes from one
-/// disk to another, each an NAA designator and an LBA; no list identifier.
+/// The parameter list of [`extended_copy`] (SPC-4 6.4.3) that copies, from the first to the second of two disks that
+/// are named by NAA designators, one segment after the other: LBA there, LBA here, blocks. No list identifier.
 #[must_use]
 pub fn extended_copy_list(
-    [from, to]: [([u8; 8], u64); 2],
-    blocks: u16,
+    disks: [[u8; 8]; 2],
     block_bytes: u32,
-) -> [u8; EXTENDED_COPY_LIST_BYTES] {
-    let mut list = [0; EXTENDED_COPY_LIST_BYTES];
-    // LIST ID USAGE 11b: there is none.
-    list[1] = 3 << 3;
-    list[3] = 64;
-    list[11] = 28;
-    for (descriptor, (naa, _)) in list[16..80].chunks_exact_mut(32).zip([from, to]) {
+    segments: &[(u64, u64, u16)],
+) -> Vec<u8> {
+    let segment_bytes = u32::try_from(28 * segments.len()).unwrap_or(u32::MAX);
+    // LIST ID USAGE 11b: there is none. Two target descriptors.
+    let mut list = vec![0, 3 << 3, 0, 64, 0, 0, 0, 0];
+    list.extend(segment_bytes.to_be_bytes());
+    list.extend([0; 4]);
+    for naa in disks {
         // Identification descriptor: binary, NAA.
-        descriptor[0] = 0xE4;
-        descriptor[4..8].copy_from_slice(&[1, 3, 0, 8]);
-        descriptor[8..16].copy_from_slice(&naa);
-        descriptor[28..32].copy_from_slice(&block_bytes.to_be_bytes());
+        list.extend([0xE4, 0, 0, 0, 1, 3, 0, 8]);
+        list.extend(naa);
+        list.extend([0; 12]);
+        list.extend(block_bytes.to_be_bytes());
     }
-    let segment = &mut list[80..];
-    // From block device to block device, from target descriptor 0 to 1.
-    segment[0] = 0x02;
-    segment[3] = 24;
-    segment[7] = 1;
-    segment[10..12].copy_from_slice(&blocks.to_be_bytes());
-    segment[12..20].copy_from_slice(&from.1.to_be_bytes());
-    segment[20..28].copy_from_slice(&to.1.to_be_bytes());
+    for (from, to, blocks) in segments {
+        // From block device to block device, from target descriptor 0 to 1.
+        list.extend([0x02, 0, 0, 24, 0, 0, 0, 1, 0, 0]);
+        list.extend(blocks.to_be_bytes());
+        list.extend(from.to_be_bytes());
+        list.extend(to.to_be_bytes());
+    }
     list
 }
 
@@ -365,7 +361,7 @@ mod tests {
         assert_eq!(unmap_list(&[(5, 6)], &mut list), 24);
         assert_eq!(list[..16], [0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
         assert_eq!(list[16..], [0, 0, 0, 6, 0, 0, 0, 0]);
-        let copy = extended_copy_list([([1; 8], 2), ([3; 8], 4)], 5, 512);
+        let copy = extended_copy_list([[1; 8], [3; 8]], 512, &[(2, 4, 5)]);
         assert_eq!(copy[..16], [0, 0x18, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0]);
         assert_eq!(copy[48..60], [0xe4, 0, 0, 0, 1, 3, 0, 8, 3, 3, 3, 3]);
         assert_eq!(copy[76..92], [0, 0, 2, 0, 2, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 5]);

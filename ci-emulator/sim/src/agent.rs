@@ -17,7 +17,7 @@ use lunar_offload_proto::ring::RingLayout;
 use lunar_pcie::{ExportBlob, HostSlot, PlacementMode, Segment};
 use lunar_platform::ArenaId;
 
-use crate::card::GROUPS;
+use crate::card::{GROUPS, Pace};
 use crate::disk::{BLOCK_BYTES, Landings, Witnessed};
 use crate::journal::Journal;
 use crate::random::Random;
@@ -53,6 +53,9 @@ pub struct Host {
     media: BTreeMap<u32, Medium>,
     /// What landed on the media.
     pub landings: Landings,
+    /// Reservations cannot always be kept.
+    pub is_full_now_and_then: bool,
+    pace: Pace,
     /// The card's epoch that the rings belong to, kept with them.
     card_epoch: Option<u64>,
     /// The last configuration generation.
@@ -91,7 +94,7 @@ impl Host {
     /// # Panics
     /// When this machine has no memory or descriptors for it.
     #[must_use]
-    pub fn new(units: &[(u32, u64)], random: &mut Random) -> Self {
+    pub fn new(units: &[(u32, u64)], pace: Pace, random: &mut Random) -> Self {
         let groups = usize::from(GROUPS);
         let bytes = |each: u64| usize::try_from(each).unwrap_or(0) * groups;
         let rings = Segment::memfd("lunar-sim-rings", bytes(2 * RING_STRIDE)).expect("memory");
@@ -100,7 +103,12 @@ impl Host {
             (*handle, Medium::new(BLOCK_BYTES, usize::try_from(*blocks).unwrap_or(0)))
         });
         let host = Self {
-            slot: HostSlot::new(PlacementMode::Withheld { seed: random.seed() }),
+            slot: HostSlot::new(match pace {
+                Pace::Adverse => PlacementMode::Withheld { seed: random.seed() },
+                Pace::Even => PlacementMode::Prompt,
+            }),
+            is_full_now_and_then: false,
+            pace,
             ring_arena: arena_of(&rings),
             data_arena: arena_of(&data),
             rings,
@@ -209,8 +217,11 @@ impl Host {
         clock.set(now);
         let devices = self.media.iter().map(|(unit, medium)| {
             let disk = Witnessed::new(*unit, medium, &self.landings, random.seed());
-            let lateness =
-                Lateness::Time { clock: clock.clone(), least_ns: DISK_NS.0, most_ns: DISK_NS.1 };
+            let (least_ns, most_ns) = match self.pace {
+                Pace::Adverse => DISK_NS,
+                Pace::Even => (DISK_NS.1, DISK_NS.1),
+            };
+            let lateness = Lateness::Time { clock: clock.clone(), least_ns, most_ns };
             (*unit, Delay::new(disk, lateness, random.seed()))
         });
         Agent {
@@ -286,8 +297,8 @@ impl Agent {
             self.core.on_outcome(OperationId::from_request_id(id), outcome, now);
         }
         for (_, unit, keep, record) in self.keeping.extract_if(.., |keeping| keeping.0 <= now) {
-            // Now and then the directory is full.
-            let result = if random.chance(1, 24) { Err("no space".to_owned()) } else { Ok(()) };
+            let is_full = host.is_full_now_and_then && random.chance(1, 24);
+            let result = if is_full { Err("no space".to_owned()) } else { Ok(()) };
             if result.is_ok() {
                 host.reservations.insert(unit, *record);
             }

@@ -52,6 +52,26 @@ struct Group {
     asleep: bool,
 }
 
+/// How the machine behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As badly as it may.
+    Adverse,
+    /// The same at all times, so that what takes longer took longer for a cause.
+    Even,
+}
+
+impl Pace {
+    /// How late the HCAs are.
+    #[must_use]
+    pub fn latency(self) -> Latency {
+        match self {
+            Self::Adverse => LATENCY,
+            Self::Even => Latency { minimum: 2_000, spread: 0 },
+        }
+    }
+}
+
 /// Which start of a card it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
@@ -81,6 +101,7 @@ pub struct Card {
     /// The coordinator.
     pub coordinator: Coordinator<Emulated>,
     link: AgentLink,
+    pace: Pace,
 }
 
 impl Card {
@@ -89,7 +110,13 @@ impl Card {
     /// # Panics
     /// When this machine has no memory or descriptors for it.
     #[must_use]
-    pub fn new(fabric: &Fabric, slot: &HostSlot, start: Start, random: &mut Random) -> Self {
+    pub fn new(
+        fabric: &Fabric,
+        slot: &HostSlot,
+        start: Start,
+        pace: Pace,
+        random: &mut Random,
+    ) -> Self {
         let attributes = HcaAttributes {
             queue_pairs_max: 24,
             send_queue_depth_max: 256,
@@ -99,7 +126,8 @@ impl Card {
             rdma_reads_max: 3,
             message_bytes_max: 1 << 20,
         };
-        let config = DeviceConfig::new("card").deferring(LATENCY, random.seed()).virtual_time();
+        let config = DeviceConfig::new("card");
+        let config = config.deferring(pace.latency(), random.seed()).virtual_time();
         let device = EmulatedDevice::new(config);
         let listener = device.listener(fabric, SERVICE).expect("the service is free");
         let mut links = Vec::new();
@@ -112,9 +140,15 @@ impl Card {
                 HintLine::new().expect("descriptors"),
                 HintLine::new().expect("descriptors"),
                 DmaConfig {
-                    mode: DmaMode::Adversarial { seed: random.seed() },
+                    mode: match pace {
+                        Pace::Adverse => DmaMode::Adversarial { seed: random.seed() },
+                        Pace::Even => DmaMode::Prompt,
+                    },
                     capacity: 64,
-                    hints_lost_per_mille: HINTS_LOST_PER_MILLE,
+                    hints_lost_per_mille: match pace {
+                        Pace::Adverse => HINTS_LOST_PER_MILLE,
+                        Pace::Even => 0,
+                    },
                 },
             );
             let (link, inbox, outbox) = mailbox::<Emulated>();
@@ -144,8 +178,15 @@ impl Card {
             | feature::CANCEL
             | feature::RESETS
             | feature::ACCESS_TABLES;
-        let link = AgentLink::new(hello("lunar-sim card", start.epoch, start.boot_id, features, 0, limits));
-        Self { device, groups, coordinator: Coordinator::new(listener, links), link }
+        let link = AgentLink::new(hello(
+            "lunar-sim card",
+            start.epoch,
+            start.boot_id,
+            features,
+            0,
+            limits,
+        ));
+        Self { device, groups, coordinator: Coordinator::new(listener, links), link, pace }
     }
 
     /// Whatever the card does in a moment at `now`. `Err` tells why the control channel must end.
@@ -159,10 +200,19 @@ impl Card {
         random: &mut Random,
     ) -> Result<(), String> {
         self.device.advance(Nanoseconds(now));
-        let first = random.index(self.groups.len());
-        for offset in 0..self.groups.len() {
-            let index = (first + offset) % self.groups.len();
-            self.groups[index].run(now, random);
+        match self.pace {
+            Pace::Adverse => {
+                let first = random.index(self.groups.len());
+                for offset in 0..self.groups.len() {
+                    let index = (first + offset) % self.groups.len();
+                    self.groups[index].run(now, random);
+                }
+            }
+            Pace::Even => {
+                for group in &mut self.groups {
+                    group.group.tick(Nanoseconds(now));
+                }
+            }
         }
         let control = self.run_control(now, wire, random);
         if self.coordinator.take_sent() {

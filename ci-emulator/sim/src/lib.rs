@@ -10,14 +10,14 @@ mod agent;
 mod card;
 mod channel;
 pub mod coverage;
+#[cfg(test)]
+mod directed;
 mod disk;
 mod faults;
 mod journal;
 pub mod laws;
 mod load;
 mod order;
-#[cfg(test)]
-mod preempting;
 mod random;
 mod reserving;
 mod seen;

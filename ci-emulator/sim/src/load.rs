@@ -82,7 +82,7 @@ impl World {
             10..=12 => 3,
             _ => 4,
         };
-        if UNITS[lun].reserved && self.random.chance(1, 24) {
+        if UNITS[lun].reserved && self.random.chance(1, 12) {
             return self.send_reserving(number, lun);
         }
         if UNITS[lun].reserved && self.random.chance(1, 24) {

@@ -160,28 +160,64 @@ fn print_failure(plan: &Plan, failure: &Failure) {
 
 #[cfg(feature = "mutants")]
 mod mutants {
+    use lunar_core::mutant::Mutant as Agent;
     use lunar_sim::laws::Law;
-    use lunar_target::mutant::Mutant;
+    use lunar_target::mutant::Mutant as Card;
+
+    /// A mistake of either side.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Mutant {
+        Card(Card),
+        Agent(Agent),
+    }
+
+    impl Mutant {
+        pub(crate) fn name(self) -> String {
+            match self {
+                Self::Card(mutant) => format!("{mutant:?}"),
+                Self::Agent(mutant) => format!("{mutant:?}"),
+            }
+        }
+
+        /// Makes this mistake from now on, and no other.
+        pub(crate) fn choose(self) {
+            let (card, agent) = match self {
+                Self::Card(mutant) => (mutant, Agent::None),
+                Self::Agent(mutant) => (Card::None, mutant),
+            };
+            lunar_target::mutant::choose(card);
+            lunar_core::mutant::choose(agent);
+        }
+    }
+
+    pub(crate) const NONE: Mutant = Mutant::Card(Card::None);
 
     // Each with the laws that it breaks: another one's alarm would be a mistake of ours.
-    pub(crate) const MUTANTS: [(Mutant, &[Law]); 7] = [
-        (Mutant::NoRecheckAtSubmit, &[Law::ReadOnly]),
+    pub(crate) const MUTANTS: [(Mutant, &[Law]); 12] = [
+        (Mutant::Card(Card::NoRecheckAtSubmit), &[Law::ReadOnly, Law::Reservation]),
         // An aborted command may also be answered late.
-        (Mutant::GoodBeforeDrain, &[Law::LateWrite, Law::Protocol, Law::Order]),
-        (Mutant::NoFlush, &[Law::ReadData]),
-        (Mutant::UnitAttentionAfterGood, &[Law::UnitAttention]),
-        (Mutant::LateWriteAfterAbort, &[Law::LateWrite]),
-        (Mutant::TaskSetsApart, &[Law::Order]),
+        (Mutant::Card(Card::GoodBeforeDrain), &[Law::LateWrite, Law::Protocol, Law::Order]),
+        (Mutant::Card(Card::NoFlush), &[Law::ReadData]),
+        (Mutant::Card(Card::UnitAttentionAfterGood), &[Law::UnitAttention]),
+        (Mutant::Card(Card::LateWriteAfterAbort), &[Law::LateWrite]),
+        (Mutant::Card(Card::TaskSetsApart), &[Law::Order]),
         // The nexus that should have ended goes on, without the unit attention of a new one.
-        (Mutant::LoginBeforeDrain, &[Law::LateWrite, Law::UnitAttention]),
+        (Mutant::Card(Card::LoginBeforeDrain), &[Law::LateWrite, Law::UnitAttention]),
+        // Whatever closes a LUN to writes waits for too little.
+        (Mutant::Card(Card::DrainOfOneChannel), &[Law::ReadOnly, Law::Reservation]),
+        // The unit attentions are late as well.
+        (Mutant::Agent(Agent::GoodBeforeEnforced), &[Law::Reservation, Law::UnitAttention]),
+        (Mutant::Agent(Agent::GoodBeforeKept), &[Law::Reservation, Law::UnitAttention]),
+        (Mutant::Agent(Agent::ReadBeforeEnforced), &[Law::Reservation]),
+        (Mutant::Agent(Agent::CopyNotFenced), &[Law::Reservation]),
     ];
 }
 
 #[cfg(feature = "mutants")]
 fn choose_by_name(name: &str) -> bool {
-    let known = mutants::MUTANTS.iter().find(|(mutant, _)| format!("{mutant:?}") == name);
+    let known = mutants::MUTANTS.iter().find(|(mutant, _)| mutant.name() == name);
     match known {
-        Some((mutant, _)) => lunar_target::mutant::choose(*mutant),
+        Some((mutant, _)) => mutant.choose(),
         None => println!("no mutant is called {name}"),
     }
     known.is_some()
@@ -194,22 +230,22 @@ fn choose_by_name(_: &str) -> bool {
 
 #[cfg(feature = "mutants")]
 fn run_mutants(arguments: &Arguments) -> bool {
-    use lunar_target::mutant::{Mutant, choose};
     let mut all = true;
     for (mutant, laws) in mutants::MUTANTS {
-        choose(mutant);
+        mutant.choose();
         let seeds = arguments.seed..arguments.seed.saturating_add(arguments.seeds);
         let caught = seeds.into_iter().find_map(|seed| {
             let plan = Plan { seed, commands: arguments.commands, trace: false };
             lunar_sim::run(plan).err().map(|failure| (seed, failure))
         });
-        choose(Mutant::None);
+        mutants::NONE.choose();
+        let name = mutant.name();
         match caught {
             Some((seed, failure)) => {
                 let as_expected = laws.contains(&failure.broken.law);
                 all &= as_expected;
                 println!(
-                    "{mutant:?}: caught by seed {seed} after {} commands{}: {}",
+                    "{name}: caught by seed {seed} after {} commands{}: {}",
                     failure.commands,
                     if as_expected { "" } else { ", BUT BY ANOTHER LAW" },
                     failure.broken
@@ -217,7 +253,7 @@ fn run_mutants(arguments: &Arguments) -> bool {
             }
             None => {
                 all = false;
-                println!("{mutant:?}: NOT caught by {} seeds", arguments.seeds);
+                println!("{name}: NOT caught by {} seeds", arguments.seeds);
             }
         }
     }

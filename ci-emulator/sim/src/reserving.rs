@@ -122,15 +122,14 @@ pub(crate) enum Answer<'a> {
 impl Reserving {
     /// Of nexuses with these initiator ports.
     pub(crate) fn new(ports: &[[u8; 16]]) -> Self {
-        let nexus =
-            |port: &[u8; 16]| Nexus { initiator: TransportId::srp(*port), target_port: TARGET_PORT.id };
+        let nexus = |port: &[u8; 16]| Nexus {
+            initiator: TransportId::srp(*port),
+            target_port: TARGET_PORT.id,
+        };
         let nexuses: Vec<Nexus> = ports.iter().map(nexus).collect();
         let unit = || {
-            let ways = vec![Way {
-                state: Reservations::default(),
-                power_ons: 0,
-                done: BTreeMap::new(),
-            }];
+            let ways =
+                vec![Way { state: Reservations::default(), power_ons: 0, done: BTreeMap::new() }];
             let possible = vec![[Possible::default(); 2]; nexuses.len()];
             let mut unit = Unit { ways, commands: BTreeMap::new(), power_ons: 0, possible };
             unit.look(&nexuses, 0);
@@ -273,13 +272,7 @@ impl Reserving {
     }
 
     /// Whether a command of `class`, sent at moment `since`, may have been let in.
-    pub(crate) fn may_be_let_in(
-        &self,
-        lun: usize,
-        nexus: usize,
-        class: Class,
-        since: u64,
-    ) -> bool {
+    pub(crate) fn may_be_let_in(&self, lun: usize, nexus: usize, class: Class, since: u64) -> bool {
         self.possible(lun, nexus, class).is_none_or(|possible| possible.let_in.since(since))
     }
 
@@ -344,7 +337,10 @@ impl fmt::Display for Answer<'_> {
         match self {
             Self::Response(status, (key, asc, ascq), data) => {
                 let first = data.get(..32).unwrap_or(data);
-                write!(f, "status {status:#04x}, sense {key:x}/{asc:02x}/{ascq:02x}, data {first:02x?}")
+                write!(
+                    f,
+                    "status {status:#04x}, sense {key:x}/{asc:02x}/{ascq:02x}, data {first:02x?}"
+                )
             }
             Self::Over => f.write_str("nothing"),
         }

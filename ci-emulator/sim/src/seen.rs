@@ -505,4 +505,3 @@ fn write_end(status: u8, sense: (u8, u8, u8)) -> (WriteEnd, &'static str) {
         _ => (WriteEnd::Refused, "it was refused"),
     }
 }
-

@@ -5,7 +5,7 @@ use lunar_hca::Fabric;
 use lunar_target::trace::Point;
 
 use crate::agent::{Agent, Host};
-use crate::card::{Card, Start};
+use crate::card::{Card, Pace, Start};
 use crate::channel::Channel;
 use crate::coverage::Coverage;
 use crate::faults::Faults;
@@ -162,8 +162,9 @@ impl World {
         let fabric = Fabric::in_process();
         let stored: Vec<(u32, u64)> =
             UNITS.iter().filter(|unit| unit.stores).map(|unit| (unit.unit, BLOCKS)).collect();
-        let mut host = Host::new(&stored, &mut random);
-        let card = Card::new(&fabric, &host.slot, Start::FIRST, &mut random);
+        let mut host = Host::new(&stored, Pace::Adverse, &mut random);
+        host.is_full_now_and_then = true;
+        let card = Card::new(&fabric, &host.slot, Start::FIRST, Pace::Adverse, &mut random);
         let shape = Shape::default();
         let agent = host.start(configuration(&shape), 0, &mut random);
         let mut channels = Vec::new();
@@ -465,8 +466,8 @@ impl World {
     pub(crate) fn start_card(&mut self, power_on: bool) {
         self.journal.note("a card starts: with power lost", [power_on.into(), 0, 0]);
         self.start = self.start.next(power_on);
-        let card = Card::new(&self.fabric, &self.host.slot, self.start, &mut self.random);
-        self.card = Some(card);
+        let (slot, random) = (&self.host.slot, &mut self.random);
+        self.card = Some(Card::new(&self.fabric, slot, self.start, Pace::Adverse, random));
         if power_on {
             self.reserving.on_power_on(self.moment);
         }

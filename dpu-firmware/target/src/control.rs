@@ -17,6 +17,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 
 use crate::configuration::{Configuration, TRANSFER_BYTES_MAX, Unit};
 use crate::message::{CloseReason, Event, FromGroup, RingAttachment, ToGroup};
+use crate::mutant::{self, Mutant};
 use crate::nexus::NexusLun;
 use crate::poll_group::{PollGroup, UnitShard, Units, closed};
 use crate::statistics::{GroupStatistics, NexusStatistics, RingShard, UnitStatistics};
@@ -218,7 +219,11 @@ impl<P: Platform> PollGroup<P> {
             let at_backend = self.units.get(unit).and_then(|shard| shard.at_backend.get(parity));
             at_backend.is_some_and(|&count| {
                 let of_parity = |task: &Task| (task.access_generation & 1) as usize == parity;
-                count != 0 && count != self.waiting_for_changes(unit, of_parity)
+                let mut over = self.waiting_for_changes(unit, of_parity);
+                if mutant::is(Mutant::DrainOfOneChannel) {
+                    over += self.of_further_channels(unit, of_parity);
+                }
+                count != 0 && count > over
             })
         };
         if self.changing.as_ref().is_some_and(|change| change.fences.iter().any(is_open)) {
@@ -326,6 +331,19 @@ impl<P: Platform> PollGroup<P> {
                 && (task.cdb.first() == Some(&opcode::MAINTENANCE_OUT)
                     || is_about_reservations(task));
             count += u32::from(is_one && matches(task));
+        }
+        count
+    }
+
+    /// For [`Mutant::DrainOfOneChannel`]: operations of the unit that are not of the first channel.
+    fn of_further_channels(&self, unit: u32, matches: impl Fn(&Task) -> bool) -> u32 {
+        let mut count = 0;
+        let mut from = 0;
+        while let Some(index) = self.tasks.live_from(from) {
+            from = index + 1;
+            let task = self.tasks.at(index);
+            let further = task.unit == unit && task.at_backend && task.channel != 0;
+            count += u32::from(further && matches(task));
         }
         count
     }
@@ -550,7 +568,7 @@ impl<P: Platform> PollGroup<P> {
                 // What the HCA wrote for the ring before this one must not land in its buffers.
                 ring.flush_before_publish();
                 #[cfg(feature = "mutants")]
-                if crate::mutant::is(crate::mutant::Mutant::NoFlush) {
+                if mutant::is(Mutant::NoFlush) {
                     ring.set_mutation(lunar_backend::ring::Mutation::FlushSkipped);
                 }
                 self.kit.ring = Some(ring);

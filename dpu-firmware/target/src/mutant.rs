@@ -21,6 +21,8 @@ pub enum Mutant {
     TaskSetsApart,
     /// A SINGLE re-login is answered while tasks of the old channels are still in progress.
     LoginBeforeDrain,
+    /// A change that keeps nexuses out waits for the operations of the first channel alone.
+    DrainOfOneChannel,
 }
 
 #[cfg(feature = "mutants")]

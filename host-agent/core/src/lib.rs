@@ -34,6 +34,7 @@ mod effect;
 mod forwarded;
 mod holds;
 mod link;
+pub mod mutant;
 mod nexus;
 mod operations;
 mod removal;

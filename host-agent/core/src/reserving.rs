@@ -23,6 +23,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 use crate::core::Core;
 use crate::effect::{Effect, Level};
 use crate::forwarded::{Ending, Forwarded, Verdict};
+use crate::mutant::{Mutant, is};
 use crate::rings::RingState;
 
 /// Most bytes of PERSISTENT RESERVE IN's parameter data: ALLOCATION LENGTH has two bytes.
@@ -164,6 +165,12 @@ impl Core {
         list: &[u8],
     ) -> Result<Verdict, Sense> {
         self.check_enforced()?;
+        if is(Mutant::ReadBeforeEnforced)
+            && command.cdb.first() == Some(&opcode::PERSISTENT_RESERVE_IN)
+        {
+            self.decide_reservation(Box::new(command.clone()), list);
+            return Ok(Verdict::Later);
+        }
         let home = self.homes.by_unit.entry(command.unit).or_default();
         home.waiting.push_back(Job::Command(Box::new(command.clone()), list.to_vec()));
         self.start_jobs(command.unit);
@@ -310,10 +317,13 @@ impl Core {
     fn keep(
         &mut self,
         unit: u32,
-        origin: Origin,
+        mut origin: Origin,
         change: Box<Change>,
         operation: Option<Operation>,
     ) {
+        if is(Mutant::GoodBeforeKept) {
+            self.tell_made(std::mem::replace(&mut origin, Origin::Nobody), 0);
+        }
         let record = self.record(unit, change.state.clone(), operation.clone());
         let keep = self.ask_to_keep(unit, record);
         if let Some(home) = self.homes.by_unit.get_mut(&unit) {
@@ -411,7 +421,10 @@ impl Core {
         generation
     }
 
-    fn enforce(&mut self, unit: u32, origin: Origin, effects: &Effects) {
+    fn enforce(&mut self, unit: u32, mut origin: Origin, effects: &Effects) {
+        if is(Mutant::GoodBeforeEnforced) {
+            self.tell_made(std::mem::replace(&mut origin, Origin::Nobody), 0);
+        }
         let generation = self.tell_card(unit, effects);
         self.stop_copies(unit, &effects.aborts);
         for nexus in &effects.aborts {
@@ -449,6 +462,9 @@ impl Core {
         let Some(device) = self.units.get(unit).and_then(|unit| unit.device) else {
             return Vec::new();
         };
+        if is(Mutant::CopyNotFenced) {
+            return Vec::new();
+        }
         let copies = self.operations.iter().filter(|(_, running)| !running.orphaned);
         let kept_out = copies.filter(|(_, running)| {
             running.work.copy().is_some_and(|copy| {

@@ -16,6 +16,8 @@ use crate::units::{BLOCKS, LOAD_BLOCKS, UNITS, naa};
 const LIST_BYTES: u32 = 24;
 /// ALLOCATION LENGTH of PERSISTENT RESERVE IN.
 const ALLOCATION: u8 = 255;
+/// Segments of an EXTENDED COPY.
+const COPY_SEGMENTS_MAX: u64 = 16;
 /// APTPL, in byte 20 of the list.
 const APTPL: u8 = 0x01;
 /// PERSISTENT RESERVE OUT's and IN's operation codes.
@@ -37,11 +39,15 @@ impl World {
         if self.copies[to].is_some() {
             return;
         }
-        let blocks = self.random.between(1, BLOCKS - LOAD_BLOCKS);
-        let from = (naa(UNITS[FROM].unit), self.random.below(LOAD_BLOCKS - blocks));
-        let to_end = (naa(UNITS[to].unit), BLOCKS - blocks);
-        let blocks = u16::try_from(blocks).unwrap_or(1);
-        let list = cdbs::extended_copy_list([from, to_end], blocks, BLOCK_BYTES);
+        // Some of many segments, so that it lasts.
+        let segments = self.random.between(1, COPY_SEGMENTS_MAX);
+        let blocks = (BLOCKS - LOAD_BLOCKS) / segments;
+        let from = self.random.below(LOAD_BLOCKS - blocks);
+        let short = u16::try_from(blocks).unwrap_or(1);
+        let segments: Vec<(u64, u64, u16)> =
+            (0..segments).map(|each| (from, LOAD_BLOCKS + each * blocks, short)).collect();
+        let disks = [naa(UNITS[FROM].unit), naa(UNITS[to].unit)];
+        let list = cdbs::extended_copy_list(disks, BLOCK_BYTES, &segments);
         let Some(place) = self.channels[number].take_place() else { return };
         self.channels[number].initiator.data_mut(place..place + list.len()).copy_from_slice(&list);
         let bytes = u32::try_from(list.len()).unwrap_or(0);
@@ -50,8 +56,8 @@ impl World {
         let (data, purpose) = (Data::Out { offset: place, bytes }, Purpose::Copy(to));
         let cdb = cdbs::extended_copy(bytes);
         if let Some(tag) = self.submit(number, FROM, &cdb, data, purpose, Some(place)) {
-            let numbers = [number as u64 * 10 + to as u64, tag.to_wire(), blocks.into()];
-            self.journal.note("copy: channel and LUN, tag, blocks", numbers);
+            let numbers = [number as u64 * 10 + to as u64, tag.to_wire(), blocks];
+            self.journal.note("copy: channel and LUN, tag, blocks of a segment", numbers);
         }
     }
 
@@ -69,7 +75,8 @@ impl World {
         if status != GOOD || self.reserving.may_be_let_in(to, nexus, Class::WRITE, sent.moment) {
             return Ok(());
         }
-        let text = format!("nexus {nexus}: a copy to LUN {to} was carried out, which had kept it out");
+        let text =
+            format!("nexus {nexus}: a copy to LUN {to} was carried out, which had kept it out");
         Err(Broken { law: Law::Reservation, text })
     }
 
@@ -80,7 +87,8 @@ impl World {
             Some(copy) => Ok((lun, copy.nexus)),
             None => {
                 let lba = landing.lba;
-                let text = format!("LUN {lun} LBA {lba}: a copy's write landed after its end was known");
+                let text =
+                    format!("LUN {lun} LBA {lba}: a copy's write landed after its end was known");
                 Err(Broken { law: Law::LateWrite, text })
             }
         }
