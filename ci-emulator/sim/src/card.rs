@@ -58,6 +58,7 @@ pub enum Pace {
     /// As badly as it may.
     Adverse,
     /// The same at all times, so that what takes longer took longer for a cause.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for directed sequences"))]
     Even,
 }
 
