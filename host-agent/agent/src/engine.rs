@@ -269,6 +269,8 @@ impl Engine {
         if self.core.next_deadline().is_some_and(|due_ns| due_ns <= now_ns) {
             self.core.on_tick(now_ns);
         }
+        // A ring that was given to another card is emptied before it is looked at.
+        busy |= self.carry_out(now_ns);
         // What is taken while stopping could not be ended: the next agent takes it.
         if self.stop_by_ns.is_none() {
             for ring in &mut self.rings {
