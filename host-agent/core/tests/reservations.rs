@@ -315,6 +315,28 @@ fn a_command_in_flight_that_was_not_kept_is_lost() {
     assert_eq!(keys(&mut bench), []);
 }
 
+/// The card got the configuration, or did not, and went before it said that it is in force.
+#[test]
+fn a_change_in_whose_middle_the_card_vanishes_is_good_when_the_card_that_is_back_enforces_it() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    let reserve = out(RESERVE, EXCLUSIVE_ACCESS);
+    let sequence = forward(&mut bench, NEXUS, 78, &reserve, &list(KEY, 0, false));
+    let told = table(&bench);
+    assert_ne!(told, AccessTable::default());
+    bench.core.on_control_lost(0);
+    bench.sent.clear();
+    bench.connect(100);
+    bench.ready();
+    assert_eq!(table(&bench), told, "in the first configuration");
+    bench.reconcile(0, 1, &[(78, sequence)]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(bench.forwarded_end(), None, "the card does not enforce it yet");
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((78, GOOD)));
+    assert_eq!(bench.forwarded_end(), None);
+}
+
 /// The card names the agent that it met last, which need not be the one that the command was given to.
 #[test]
 fn a_channel_cut_before_reconciling_does_not_make_an_earlier_agents_command_this_ones() {
