@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use lunar_core::reservations::Reservations;
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
     ArenaGeometry, COPY_ARENA, COPY_ARENA_BYTES, Configuration, Core, CoreConfig, DataRange,
@@ -625,7 +626,8 @@ impl Engine {
     }
 
     fn told(&self, unit: u32) -> wire::ReservationsReply {
-        self.core.reservations(unit).map_or_else(wire::ReservationsReply::default, pr_files::told)
+        let none = Reservations::default();
+        pr_files::told(self.core.reservations(unit).unwrap_or(&none))
     }
 
     /// Clears or replaces a device's reservations; the answer waits for the disk and the card.
@@ -638,12 +640,15 @@ impl Engine {
         let wire::ChangeReservationsRequest { device, import } = request;
         let state = match import.as_slice() {
             [] => Ok(None),
-            bytes => pr_files::import(bytes).map(Some),
+            bytes => match pr_files::import(bytes) {
+                Ok(state) => Ok(Some(state)),
+                Err(reason) => Err(format!("device {device}: {reason}")),
+            },
         };
         let (unit, state) = match self.reserved_unit(device).and_then(|unit| Ok((unit, state?))) {
             Ok(found) => found,
             // Whoever asked may be gone by now.
-            Err(reason) => return drop(answer.send(Err(format!("device {device}: {reason}")))),
+            Err(reason) => return drop(answer.send(Err(reason))),
         };
         let id = self.next_reserving;
         self.next_reserving = id.wrapping_add(1);
@@ -660,8 +665,9 @@ impl Engine {
         if let Some(at) = self.reserving.iter().position(|waiting| waiting.id == id) {
             let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
             let told = self.told(unit);
+            let name = self.handles.unit_name(unit).unwrap_or("(removed)");
             let reply = result.map(|()| wire::ReservationsReply { in_force: true, ..told });
-            let _ = answer.send(reply);
+            let _ = answer.send(reply.map_err(|reason| format!("device {name}: {reason}")));
         }
     }
 
