@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use lunar_core::reservations::Reservations;
 use lunar_core::ring::{ArenaWindow, RingPair};
 use lunar_core::{
     ArenaGeometry, COPY_ARENA, COPY_ARENA_BYTES, Configuration, Core, CoreConfig, DataRange,
@@ -269,6 +270,8 @@ impl Engine {
         if self.core.next_deadline().is_some_and(|due_ns| due_ns <= now_ns) {
             self.core.on_tick(now_ns);
         }
+        // A ring that was given to another card is emptied before it is looked at.
+        busy |= self.carry_out(now_ns);
         // What is taken while stopping could not be ended: the next agent takes it.
         if self.stop_by_ns.is_none() {
             for ring in &mut self.rings {
@@ -623,7 +626,8 @@ impl Engine {
     }
 
     fn told(&self, unit: u32) -> wire::ReservationsReply {
-        self.core.reservations(unit).map_or_else(wire::ReservationsReply::default, pr_files::told)
+        let none = Reservations::default();
+        pr_files::told(self.core.reservations(unit).unwrap_or(&none))
     }
 
     /// Clears or replaces a device's reservations; the answer waits for the disk and the card.
@@ -636,12 +640,15 @@ impl Engine {
         let wire::ChangeReservationsRequest { device, import } = request;
         let state = match import.as_slice() {
             [] => Ok(None),
-            bytes => pr_files::import(bytes).map(Some),
+            bytes => match pr_files::import(bytes) {
+                Ok(state) => Ok(Some(state)),
+                Err(reason) => Err(format!("device {device}: {reason}")),
+            },
         };
         let (unit, state) = match self.reserved_unit(device).and_then(|unit| Ok((unit, state?))) {
             Ok(found) => found,
             // Whoever asked may be gone by now.
-            Err(reason) => return drop(answer.send(Err(format!("device {device}: {reason}")))),
+            Err(reason) => return drop(answer.send(Err(reason))),
         };
         let id = self.next_reserving;
         self.next_reserving = id.wrapping_add(1);
@@ -658,8 +665,9 @@ impl Engine {
         if let Some(at) = self.reserving.iter().position(|waiting| waiting.id == id) {
             let Reserving { unit, answer, .. } = self.reserving.swap_remove(at);
             let told = self.told(unit);
+            let name = self.handles.unit_name(unit).unwrap_or("(removed)");
             let reply = result.map(|()| wire::ReservationsReply { in_force: true, ..told });
-            let _ = answer.send(reply);
+            let _ = answer.send(reply.map_err(|reason| format!("device {name}: {reason}")));
         }
     }
 

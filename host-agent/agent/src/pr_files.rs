@@ -1,6 +1,8 @@
 //! Where reservations are kept: one file a device, and beside it its previous version with the suffix `.1`, which
 //! stands in when the newest is damaged. What to keep is decided by the core; here are files only.
 //!
+//! A damaged one is put aside with the suffix `.damaged`, for people to look at.
+//!
 //! A version is written whole under another name and forced out; then the one that is there becomes the previous
 //! one, the new one takes its name, and the directory is forced out. Whatever step a power loss cuts, the newest
 //! version that was acknowledged is found under one of the two names.
@@ -46,7 +48,7 @@ impl Files for Disk {
 
     fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+            make_directory(directory)?;
         }
         File::create(path)?.write_all(bytes)
     }
@@ -62,6 +64,21 @@ impl Files for Disk {
     fn remove(&mut self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
+}
+
+/// A directory and those above it, as far as they are not there. They survive a loss of power, as their files have to.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.as_os_str().is_empty() || directory.is_dir() {
+        return Ok(());
+    }
+    let above = directory.parent().unwrap_or(Path::new("/"));
+    make_directory(above)?;
+    fs::create_dir(directory).map_err(|error| {
+        let text = format!("the directory {} cannot be made: {error}", directory.display());
+        io::Error::new(error.kind(), text)
+    })?;
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    File::open(above)?.sync_all()
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -272,6 +289,12 @@ pub(crate) fn restore(path: &Path, device: &str) -> Option<Record> {
         Found::Newest(record) => Some(*record),
         Found::Previous(record, why) => {
             warn!(device, "its reservations are taken from their previous version: {why}");
+            // Else it would become the previous version of the next one, in the place of the good one.
+            if path.exists()
+                && let Err(error) = Disk.rename(path, &with_suffix(path, ".damaged"))
+            {
+                warn!(device, "{}: it cannot be put aside: {error}", path.display());
+            }
             Some(*record)
         }
         Found::Lost(why) => {

@@ -1,416 +1,27 @@
-//! The agent as a process of its own, with a keeper and a scripted card: what a card does, step by step, without any of
-//! the card's code.
+//! The agent over its control channel, its rings and its API, step by step.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+mod board;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime};
 
-use lunar_agent::api::{self, wire};
-use lunar_control_channel::make::{Authority, Validity, make};
-use lunar_control_channel::rustls::{ClientConnection, StreamOwned};
-use lunar_control_channel::{Identity, Role};
-use lunar_core::ring::ArenaWindow;
-use lunar_handlers::Arena;
-use lunar_offload_proto::control::{
-    self, Decoder, Encoder, ToCard, ToHost, feature, to_card, to_host,
+use board::{
+    BOTH, Board, CONFIGURATION, Card, DISK_BYTES, Over, PATIENCE, Rings, connected_over_tcp,
+    over_tls, unit,
 };
-use lunar_offload_proto::cursor::{Consumer, Producer};
+use lunar_agent::api::wire;
+use lunar_control_channel::Role;
+use lunar_control_channel::make::{Authority, Validity, make};
+use lunar_offload_proto::control::{self, to_card, to_host};
 use lunar_offload_proto::histogram::bucket_of;
 use lunar_offload_proto::ring::{
-    BlockRange, BlockRequest, CompletionEntry, LbaRun, Operation, Outcome, SideRecord,
-    SubmissionEntry,
+    BlockRange, BlockRequest, LbaRun, Operation, Outcome, SideRecord, SubmissionEntry,
 };
 use zerocopy::FromBytes as _;
-
-/// How long anything may take; a test that needs it all has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-const DISK_BYTES: usize = 64 * 4096;
-
-/// What the card is connected over. What is promised of the control channel holds over either.
-#[derive(Clone, Copy, Debug)]
-enum Over {
-    Unix,
-    Tls,
-}
-
-const BOTH: [Over; 2] = [Over::Unix, Over::Tls];
-
-struct Board {
-    directory: tempfile::TempDir,
-    over: Over,
-    /// An address of this machine that no other test has, for `Over::Tls`.
-    address: SocketAddr,
-    agent: Child,
-}
-
-/// Loopback has 2^24 addresses; a port alone might be another test's by the time the agent binds it.
-fn own_address() -> SocketAddr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [high, low, ..] = std::process::id().to_be_bytes().map(|byte| byte.max(1))[2..] else {
-        panic!("a process id has four bytes")
-    };
-    let last = NEXT.fetch_add(1, Ordering::Relaxed);
-    (Ipv4Addr::new(127, high, low, last), 5558).into()
-}
-
-impl Board {
-    /// A keeper, a disk file, a configuration, and an agent.
-    fn start(configuration: &str) -> Self {
-        Self::start_over(Over::Unix, configuration)
-    }
-
-    fn start_over(over: Over, configuration: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let keeper = lunar_keeper::Options {
-            socket: directory.path().join("keeper"),
-            arena_bytes: 1 << 20,
-            groups: 1,
-            ring_slots: 16,
-            rdma: None,
-            rdma_listen: None,
-            exporter: false,
-            exit_with_parent: false,
-        };
-        // Lives as long as the test program.
-        std::thread::spawn(move || lunar_keeper::run(&keeper));
-        let disk = directory.path().join("disk.img");
-        std::fs::write(&disk, vec![0x5a; DISK_BYTES]).unwrap();
-        let configuration = configuration.replace("DISK", disk.to_str().unwrap());
-        std::fs::write(directory.path().join("scst.conf"), configuration).unwrap();
-        make(&directory.path().join("keys"), Validity::days(2), false).unwrap();
-        let address = own_address();
-        let agent = Self::spawn(directory.path(), over, address);
-        Self { directory, over, address, agent }
-    }
-
-    fn spawn(directory: &Path, over: Over, address: SocketAddr) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lunar-agent"));
-        let files =
-            [("config", "scst.conf"), ("keeper", "keeper"), ("api", "api"), ("pr-dir", "pr")];
-        for (option, file) in files {
-            command.arg(format!("--{option}")).arg(directory.join(file));
-        }
-        match over {
-            Over::Unix => command.arg("--control").arg(directory.join("control")),
-            Over::Tls => {
-                command.args(["--control", &address.to_string()]);
-                command.arg("--tls").arg(directory.join("keys/agent"))
-            }
-        };
-        command.env("NO_COLOR", "1").stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    /// Ends the agent without a chance to tidy up, and starts the next.
-    fn replace_agent(&mut self) {
-        self.agent.kill().unwrap();
-        self.agent.wait().unwrap();
-        self.agent = Self::spawn(self.directory.path(), self.over, self.address);
-    }
-
-    fn ask<T>(
-        &self,
-        call: impl AsyncFnOnce(&mut Api) -> Result<tonic::Response<T>, tonic::Status>,
-    ) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut api = api::connect(&self.path("api")).await.unwrap();
-            call(&mut api).await.unwrap().into_inner()
-        })
-    }
-
-    fn show(&self) -> wire::ShowReply {
-        self.ask(async |api| api.show(wire::ShowRequest {}).await)
-    }
-
-    fn health(&self) -> wire::HealthReply {
-        self.ask(async |api| api.health(wire::HealthRequest {}).await)
-    }
-}
-
-type Api = wire::agent_client::AgentClient<tonic::transport::Channel>;
-
-impl Drop for Board {
-    fn drop(&mut self) {
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
-trait Stream: Read + Write + Send {}
-
-impl<S: Read + Write + Send> Stream for S {}
-
-/// The control channel's far end.
-struct Card {
-    stream: Box<dyn Stream>,
-    decoder: Decoder<ToCard>,
-    encoder: Encoder,
-}
-
-/// Tries until the agent is there.
-fn connected<S>(connect: impl Fn() -> std::io::Result<S>) -> S {
-    let start = Instant::now();
-    loop {
-        match connect() {
-            Ok(stream) => return stream,
-            Err(error) => assert!(start.elapsed() < PATIENCE, "no agent: {error}"),
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn connected_over_tcp(board: &Board) -> TcpStream {
-    let stream = connected(|| TcpStream::connect(board.address));
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// A card's end of TLS, with the keys in `directory`. Nothing was sent yet.
-fn over_tls(board: &Board, directory: &Path) -> StreamOwned<ClientConnection, TcpStream> {
-    let (session, _) = Identity::load(directory, Role::Card).unwrap().card().unwrap();
-    StreamOwned::new(session, connected_over_tcp(board))
-}
-
-impl Card {
-    fn connect(board: &Board) -> Self {
-        let stream: Box<dyn Stream> = match board.over {
-            Over::Unix => {
-                let stream = connected(|| UnixStream::connect(board.path("control")));
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                Box::new(stream)
-            }
-            Over::Tls => Box::new(over_tls(board, &board.path("keys/card"))),
-        };
-        Self { stream, decoder: Decoder::new(), encoder: Encoder::new() }
-    }
-
-    fn send(&mut self, message: to_host::Message) {
-        let message = ToHost { message: Some(message) };
-        let bytes = self.encoder.to_bytes(&message).unwrap();
-        self.stream.write_all(&bytes).unwrap();
-    }
-
-    /// The next message that is no heartbeat; `None` when the agent closed the channel.
-    fn next(&mut self) -> Option<to_card::Message> {
-        let mut bytes = [0; 4096];
-        loop {
-            match self.decoder.next_message().unwrap() {
-                Some(ToCard { message: Some(to_card::Message::Heartbeat(_)) }) => {}
-                Some(message) => return message.message,
-                None => match self.stream.read(&mut bytes) {
-                    Ok(0) => return None,
-                    Ok(length) => self.decoder.push(&bytes[..length]),
-                    // It closed before it had read everything; what it had sent came first. A killed one says
-                    // nothing at all, which TLS minds.
-                    Err(error)
-                        if [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof]
-                            .contains(&error.kind()) =>
-                    {
-                        return None;
-                    }
-                    Err(error) => panic!("{error}"),
-                },
-            }
-        }
-    }
-
-    /// Hello to ConfigurationApplied. `reconcile` for a card that the agent's rings belong to.
-    fn meet(
-        &mut self,
-        epoch: u64,
-        reconcile: bool,
-    ) -> (control::RingSetup, control::Configuration) {
-        let Some(to_card::Message::Hello(hello)) = self.next() else { panic!("no Hello") };
-        let limits = control::Limits::default();
-        let mine = control::hello("scripted card", epoch, [7; 16], feature::ALL, 0, limits);
-        let agreed = control::negotiate(&mine, &hello).unwrap();
-        self.send(to_host::Message::HelloAccepted(control::HelloAccepted {
-            version: agreed.version,
-            features: agreed.features,
-            hello: Some(mine),
-        }));
-        let Some(to_card::Message::RingSetup(setup)) = self.next() else { panic!("no RingSetup") };
-        self.send(to_host::Message::RingsReady(control::RingsReady::default()));
-        if reconcile {
-            self.send(to_host::Message::Reconcile(control::Reconcile {
-                ring: 0,
-                agent_epoch: hello.epoch,
-                operations: Vec::new(),
-            }));
-            let reconciled = self.next();
-            assert!(matches!(reconciled, Some(to_card::Message::Reconciled(_))), "{reconciled:?}");
-        }
-        let Some(to_card::Message::Configuration(configuration)) = self.next() else {
-            panic!("no Configuration")
-        };
-        let generation = configuration.generation;
-        self.send(to_host::Message::ConfigurationApplied(control::ConfigurationApplied {
-            generation,
-        }));
-        self.send(to_host::Message::NexusEvent(control::NexusEvent {
-            kind: control::NexusEventKind::Login.into(),
-            nexus: 3,
-            nexus_generation: 1,
-            target: 1,
-            initiator_port_id: vec![9; 16],
-            peer: "fe80::1".to_owned(),
-            channels: 1,
-            ..control::NexusEvent::default()
-        }));
-        (setup, configuration)
-    }
-}
-
-/// The card's ends of ring 0, in the keeper's memory.
-struct Rings {
-    submissions: Producer<SubmissionEntry, ArenaWindow>,
-    completions: Consumer<CompletionEntry, ArenaWindow>,
-    arena: Arena,
-    offer: lunar_keeper::Offer,
-    token: u64,
-}
-
-impl Rings {
-    fn open(board: &Board, setup: &control::RingSetup) -> Self {
-        let path = board.path("keeper");
-        let offer =
-            lunar_keeper::Client::connect_within(&path, PATIENCE).unwrap().attach().unwrap();
-        let ring = setup.rings[0];
-        let layout = offer.layout.ring();
-        assert_eq!(ring.slots, layout.slots());
-        let blob =
-            |arena: u32| setup.arenas.iter().find(|own| own.id == arena).unwrap().blob.clone();
-        for arena in [ring.arena, ring.data_arena] {
-            let expected = offer.export_blob(u16::try_from(arena).unwrap()).unwrap();
-            assert_eq!(blob(arena), expected, "the blob the card imports the arena with");
-        }
-        let rings_bytes = usize::try_from(offer.layout.rings_bytes()).unwrap();
-        let rings = Arena::from_fd(offer.rings.as_fd(), rings_bytes).unwrap();
-        let window = |offset| ArenaWindow::new(rings.clone(), offset, layout).unwrap();
-        let arena_bytes = usize::try_from(offer.layout.arena_bytes()).unwrap();
-        Self {
-            submissions: Producer::resume(
-                layout,
-                window(ring.submission_offset),
-                ring.submission_sequence,
-            ),
-            completions: Consumer::resume(
-                layout,
-                window(ring.completion_offset),
-                ring.completion_sequence,
-            ),
-            arena: Arena::from_fd(offer.arena.as_fd(), arena_bytes).unwrap(),
-            offer,
-            token: 0,
-        }
-    }
-
-    /// One operation from submission to completion. `hint`: whether the agent is told to look.
-    fn run(
-        &mut self,
-        operation: Operation,
-        unit: u32,
-        generation: u32,
-        block: u64,
-        hint: bool,
-    ) -> CompletionEntry {
-        let mut entry = SubmissionEntry::new(operation, 0);
-        if operation != Operation::Flush {
-            entry.lba = (block * 8).into();
-            entry.blocks = 8.into();
-            entry.data_bytes = 4096.into();
-        }
-        self.carry_out(entry, None, (unit, generation), hint)
-    }
-
-    /// As [`Self::run`], of any request, with its data at 8192.
-    fn request(
-        &mut self,
-        request: BlockRequest,
-        data_bytes: u32,
-        side: Option<&SideRecord>,
-        (unit, generation): (u32, u32),
-    ) -> CompletionEntry {
-        let mut entry = SubmissionEntry::new(Operation::Read, 0);
-        request.encode(&mut entry);
-        entry.data_bytes = data_bytes.into();
-        self.carry_out(entry, side, (unit, generation), true)
-    }
-
-    fn carry_out(
-        &mut self,
-        mut entry: SubmissionEntry,
-        side: Option<&SideRecord>,
-        (unit, generation): (u32, u32),
-        hint: bool,
-    ) -> CompletionEntry {
-        self.token += 1;
-        let operation = entry.operation();
-        entry.token = self.token.into();
-        entry.unit = unit.into();
-        entry.nexus = 3.into();
-        entry.nexus_generation = 1.into();
-        entry.configuration_generation = generation.into();
-        if entry.data_bytes.get() > 0 {
-            entry.data_offset = 8192.into();
-        }
-        self.submissions.push(entry, side).unwrap();
-        assert!(self.submissions.publish());
-        if hint {
-            rustix::io::write(&self.offer.hints[0].to_host, &1_u64.to_ne_bytes()).unwrap();
-        }
-        let start = Instant::now();
-        loop {
-            if let Some(completion) = self.completions.pop().unwrap() {
-                self.completions.release();
-                assert_eq!(completion.token.get(), self.token);
-                return completion;
-            }
-            assert!(start.elapsed() < PATIENCE, "no completion of {operation:?}");
-            std::thread::yield_now();
-        }
-    }
-}
-
-const CONFIGURATION: &str = "
-HANDLER vdisk_fileio {
-    DEVICE disk {
-        filename DISK
-    }
-}
-HANDLER vdisk_nullio {
-    DEVICE null_card {
-        size_mb 16
-    }
-    DEVICE null_host {
-        size_mb 16
-        lunar_backend host
-    }
-}
-TARGET_DRIVER ib_srpt {
-    TARGET t {
-        LUN 0 disk
-        LUN 1 null_card
-        LUN 2 null_host
-        enabled 1
-    }
-}
-";
-
-fn unit(configuration: &control::Configuration, name: &str) -> u32 {
-    configuration.units.iter().find(|unit| unit.name == name).unwrap().handle
-}
 
 #[test]
 fn a_card_is_configured_and_its_ring_operations_reach_the_file() {
@@ -846,6 +457,36 @@ fn a_killed_agent_is_replaced_and_the_rings_go_on() {
     }
 }
 
+/// The agent finds it in the ring when the card that asked for it is gone already.
+#[test]
+fn what_a_dead_card_asked_for_is_not_run_for_the_next_one() {
+    let mut board = Board::start(CONFIGURATION);
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(41, false);
+    let mut rings = Rings::open(&board, &setup);
+    board.kill_agent();
+    assert_eq!(card.next(), None);
+    let mut write = SubmissionEntry::new(Operation::Write, 99);
+    (write.unit, write.nexus) = (unit(&configuration, "disk").into(), 3.into());
+    write.nexus_generation = 1.into();
+    (write.blocks, write.data_bytes, write.data_offset) = (8.into(), 4096.into(), 8192.into());
+    assert!(rings.arena.write(8192, &[0xc3; 4096]));
+    rings.submissions.push(write, None).unwrap();
+    assert!(rings.submissions.publish());
+
+    board.start_agent();
+    let mut card = Card::connect(&board);
+    let (setup, configuration) = card.meet(42, false);
+    let mut rings = Rings::open(&board, &setup);
+    let (disk, generation) = (unit(&configuration, "disk"), configuration.generation);
+    // Its own is the first that is answered.
+    let read = rings.run(Operation::Read, disk, generation, 0, true);
+    assert_eq!(read.outcome(), Outcome::Done);
+    let flush = rings.run(Operation::Flush, disk, generation, 0, true);
+    assert_eq!(flush.outcome(), Outcome::Done);
+    assert_eq!(std::fs::read(board.path("disk.img")).unwrap(), vec![0x5a; DISK_BYTES]);
+}
+
 #[test]
 fn show_joins_names_with_what_the_card_counted() {
     let board = Board::start(CONFIGURATION);
@@ -1050,8 +691,7 @@ fn an_address_without_keys_ends_the_start_with_the_way_out() {
         String::from_utf8(output.stderr).unwrap()
     };
     // One agent at a time has the keeper's rings.
-    board.agent.kill().unwrap();
-    board.agent.wait().unwrap();
+    board.kill_agent();
     let text = ended(&board, &["--control", "127.0.0.1:5558"]);
     assert!(
         text.contains("this agent has no keys: make some with `lunar keys DIRECTORY`"),
@@ -1080,7 +720,7 @@ fn a_hostile_entry_costs_the_ring_and_not_the_agent() {
     entry.data_offset = (u64::MAX - 100).into();
     rings.submissions.push(entry, None).unwrap();
     rings.submissions.publish();
-    rustix::io::write(&rings.offer.hints[0].to_host, &1_u64.to_ne_bytes()).unwrap();
+    rings.hint();
     // The agent lives, and admits a card that starts anew with an empty ring.
     drop(card);
     let mut card = Card::connect(&board);
@@ -1113,8 +753,7 @@ fn a_mistake_in_the_configuration_ends_the_start_with_its_place() {
         "HANDLER vdisk_fileio {\n  DEVICE d {\n    filename DISK\n    colour red\n  }\n}\n",
     );
     let status = board.agent.wait().unwrap();
-    let mut text = String::new();
-    board.agent.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    let text = board.log();
     assert!(!status.success());
     assert!(
         text.contains("scst.conf:4:5") && text.contains("`colour` is not an attribute"),

@@ -1,7 +1,8 @@
 //! `lunar`, the command line: asks the agent over its API and prints what it says, as tables or as JSON. It knows
 //! nothing that the API does not tell. `lunar keys` asks nobody: it makes files before there is an agent.
 //!
-//! Exit codes: 0 done; 2 the command line is wrong; 3 no agent answers; 4 the agent refused; 5 no keys were made.
+//! Exit codes: 0 done; 2 the command line is wrong; 3 no agent answers; 4 the agent refused, or what it was to get or
+//! gave is of no use; 5 no keys were made.
 
 mod keys;
 mod table;
@@ -16,6 +17,9 @@ use lunar_agent::api::wire;
 
 /// How long the agent may take to answer. It asks the card and gives up on that earlier.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most bytes of a file with reservations: those of 4,096 registrants with the longest names take fewer.
+const IMPORT_BYTES_MAX: usize = 4_000_000;
 
 /// What `lunar` is told on its command line.
 #[derive(Clone, Debug, clap::Parser)]
@@ -194,6 +198,11 @@ pub enum Failure {
         /// What it said.
         reason: String,
     },
+    /// What the agent was to get, or gave, is of no use.
+    Useless {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl Failure {
@@ -202,7 +211,7 @@ impl Failure {
         match self {
             Self::Keys { .. } => ExitCode::from(5),
             Self::Unreachable { .. } => ExitCode::from(3),
-            Self::Refused { .. } => ExitCode::from(4),
+            Self::Refused { .. } | Self::Useless { .. } => ExitCode::from(4),
         }
     }
 }
@@ -217,7 +226,7 @@ impl fmt::Display for Failure {
                  only the agent's user and root may open it",
                 api.display()
             ),
-            Self::Keys { reason } => f.write_str(reason),
+            Self::Keys { reason } | Self::Useless { reason } => f.write_str(reason),
             Self::Refused { reason } => write!(f, "the agent refused: {reason}"),
         }
     }
@@ -282,16 +291,7 @@ async fn reservations(mut agent: Agent, what: &Pr) -> Result<String, Failure> {
     let import = match what {
         Pr::Show { .. } | Pr::Export { .. } => None,
         Pr::Clear { .. } => Some(Vec::new()),
-        Pr::Import { file, .. } => {
-            let refused = |reason: String| Failure::Refused { reason };
-            let bytes = std::fs::read(file)
-                .map_err(|error| refused(format!("{}: {error}", file.display())))?;
-            if bytes.is_empty() {
-                let shown = file.display();
-                return Err(refused(format!("{shown} is empty; to end all, use `lunar pr clear`")));
-            }
-            Some(bytes)
-        }
+        Pr::Import { file, .. } => Some(read_reservations(file)?),
     };
     let device = device.clone();
     let reply = match import {
@@ -300,20 +300,51 @@ async fn reservations(mut agent: Agent, what: &Pr) -> Result<String, Failure> {
         }
         Some(import) => {
             let request = wire::ChangeReservationsRequest { device: device.clone(), import };
-            answer(agent.change_reservations(request)).await?
+            let changed = answer(agent.change_reservations(request)).await;
+            changed.map_err(|failure| match (failure, what) {
+                (Failure::Refused { reason }, Pr::Import { file, .. }) => {
+                    Failure::Refused { reason: format!("{}: {reason}", file.display()) }
+                }
+                (failure, _) => failure,
+            })?
         }
     };
     Ok(match what {
-        _ if json => pretty(&serde_json::json!(reply)),
         Pr::Export { .. } if reply.lost => {
-            let reason =
-                format!("device {device}: its reservations are lost; there is nothing to export");
-            return Err(Failure::Refused { reason });
+            let reason = format!(
+                "device {device}: its reservations are lost, so there is nothing to export; say what they are with \
+                 `lunar pr import`, or end them with `lunar pr clear`"
+            );
+            return Err(Failure::Useless { reason });
         }
+        Pr::Show { .. } | Pr::Export { .. } if json => {
+            let mut told = serde_json::json!(reply);
+            // Of changes only.
+            told.as_object_mut().map(|told| told.remove("in_force"));
+            pretty(&told)
+        }
+        _ if json => pretty(&serde_json::json!(reply)),
         Pr::Export { .. } => reply.pr_state,
         Pr::Show { .. } => table::reservations(&device, &reply),
         Pr::Clear { .. } | Pr::Import { .. } => table::changed_reservations(&device, &reply),
     })
+}
+
+/// Reads what is to be imported.
+fn read_reservations(file: &Path) -> Result<Vec<u8>, Failure> {
+    let shown = file.display();
+    let useless = |reason: String| Failure::Useless { reason: format!("{shown}: {reason}") };
+    let bytes = std::fs::read(file).map_err(|error| useless(error.to_string()))?;
+    if bytes.is_empty() {
+        return Err(useless("it is empty; to end all, use `lunar pr clear`".to_owned()));
+    }
+    if bytes.len() > IMPORT_BYTES_MAX {
+        let count = bytes.len();
+        return Err(useless(format!(
+            "it has {count} bytes, and reservations at most {IMPORT_BYTES_MAX}: it is another file"
+        )));
+    }
+    Ok(bytes)
 }
 
 async fn set_alua(mut agent: Agent, change: &AluaChange) -> Result<String, Failure> {

@@ -72,7 +72,7 @@ impl Core {
         }
         let held_ns = now_ns.saturating_sub(self.link.holding_since_ns);
         if self.link.state == LinkState::HoldingBack && held_ns >= limits.older_epoch_wait_ns {
-            let running = self.operations.at_handlers();
+            let running = self.operations.at_handlers().saturating_add(self.changes_being_kept());
             self.leave(&format!(
                 "{running} operations of the card's older epoch have not ended; the rings stay closed until they have"
             ));
@@ -139,11 +139,12 @@ impl Core {
     /// The card started anew and nothing of its older epoch is under way: empties the rings and
     /// offers them.
     pub(crate) fn admit_card(&mut self, now_ns: u64) {
-        if self.operations.at_handlers() > 0 {
+        if self.operations.at_handlers() > 0 || self.changes_being_kept() > 0 {
             return;
         }
         self.card_epoch = self.link.card_epoch;
         self.nexuses.clear();
+        self.end_older_changes();
         self.on_every_nexus_loss();
         self.prevents.forget_all();
         self.remember_card();
@@ -472,9 +473,12 @@ impl Core {
         if matches!(state.state, RingState::Closed { .. }) {
             return;
         }
-        let mine = message.agent_epoch == epoch || state.reconciled;
+        // The card says whom it met last, which may have been this agent on a channel that went before it could
+        // reconcile: what is in flight is an earlier agent's all the same.
+        let settling = state.state == RingState::Reconciling;
+        let mine = state.reconciled || (message.agent_epoch == epoch && !settling);
         // A ring that was emptied holds nothing of an earlier agent.
-        let kept = mine || state.state == RingState::Reconciling;
+        let kept = mine || settling;
         let mut seen = BTreeSet::new();
         let mut fates = Vec::with_capacity(count);
         let mut lost = Vec::new();

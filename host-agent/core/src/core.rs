@@ -272,7 +272,7 @@ impl Core {
         self.link.state
     }
 
-    /// What this agent and the card agreed on; `None` before the card was met.
+    /// What this agent and the card that was met last agreed on; `None` before one was.
     #[must_use]
     pub fn agreed(&self) -> Option<Agreed> {
         self.link.agreed

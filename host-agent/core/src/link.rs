@@ -27,6 +27,7 @@ pub enum LinkState {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) state: LinkState,
+    /// With the card that was met last: its rings go on without a channel.
     pub(crate) agreed: Option<Agreed>,
     /// Epoch of the card at the other end, from its Hello.
     pub(crate) card_epoch: Option<u64>,
@@ -53,6 +54,7 @@ impl Link {
     pub(crate) fn connected(&mut self, limits: &Limits, now_ns: u64) {
         *self = Self {
             state: LinkState::HelloSent,
+            agreed: self.agreed,
             heard_ns: now_ns,
             heartbeat_due_ns: now_ns.saturating_add(limits.heartbeat_ns),
             ..Self::new()

@@ -23,6 +23,7 @@ use lunar_scsi::unit_attention::UnitAttention;
 use crate::core::Core;
 use crate::effect::{Effect, Level};
 use crate::forwarded::{Ending, Forwarded, Verdict};
+use crate::link::LinkState;
 use crate::mutant::{Mutant, is};
 use crate::rings::RingState;
 
@@ -177,11 +178,10 @@ impl Core {
         Ok(Verdict::Later)
     }
 
-    /// A card that does not know of access tables enforces nothing. One that is out of reach just now said so when
-    /// it was there.
+    /// A card that does not know of access tables enforces nothing.
     fn check_enforced(&self) -> Result<(), Sense> {
         use lunar_offload_proto::control::feature::ACCESS_TABLES;
-        let enforced = self.link.agreed.is_none_or(|agreed| agreed.features & ACCESS_TABLES != 0);
+        let enforced = self.link.agreed.is_some_and(|agreed| agreed.features & ACCESS_TABLES != 0);
         if enforced { Ok(()) } else { Err(Sense::INVALID_COMMAND_OPERATION_CODE) }
     }
 
@@ -190,6 +190,29 @@ impl Core {
         let boot_id = boot_id.try_into().unwrap_or([0; 16]);
         self.homes.card_boot_id = Some(boot_id);
         self.push_all(|home| (home.boot_id != boot_id).then_some(Job::Boot(boot_id)));
+    }
+
+    /// Changes of which nobody knows yet whether they happen.
+    pub(crate) fn changes_being_kept(&self) -> usize {
+        let stages =
+            self.homes.by_unit.values().filter_map(|home| Some(&home.current.as_ref()?.stage));
+        stages.filter(|stage| matches!(stage, Stage::Keeping { .. })).count()
+    }
+
+    /// The card that was to enforce them, and whoever waited for them, are gone: what is kept comes with the first
+    /// configuration of the card that started anew, and what its start brings comes before that.
+    pub(crate) fn end_older_changes(&mut self) {
+        let units: Vec<u32> = self.homes.by_unit.keys().copied().collect();
+        for unit in units {
+            let Some(home) = self.homes.by_unit.get_mut(&unit) else { continue };
+            let is_older = |current: &mut Current| {
+                let is_told = matches!(current.origin, Origin::Management(_));
+                matches!(current.stage, Stage::Enforcing { .. }) && !is_told
+            };
+            if home.current.take_if(is_older).is_some() {
+                self.start_jobs(unit);
+            }
+        }
     }
 
     /// An I_T nexus is gone.
@@ -365,6 +388,13 @@ impl Core {
     /// The shell kept what [`Effect::KeepReservations`] gave it, or could not, for a reason in words: then what
     /// was kept before still is.
     pub fn on_reservations_kept(&mut self, unit: u32, keep: u64, result: Result<(), String>) {
+        self.on_kept(unit, keep, result);
+        if self.link.state == LinkState::HoldingBack {
+            self.admit_card(self.link.holding_since_ns);
+        }
+    }
+
+    fn on_kept(&mut self, unit: u32, keep: u64, result: Result<(), String>) {
         let Some(home) = self.homes.by_unit.get_mut(&unit) else { return };
         let asked = home.current.as_ref().map(|current| match current.stage {
             Stage::Keeping { keep, .. } | Stage::Noting { keep } => keep,

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use lunar_core::reservations::record::Record;
 use lunar_core::reservations::{Access, Nexus, Reservations, TransportId};
-use lunar_core::{COPY_ARENA, Configuration, UnitConfiguration};
+use lunar_core::{COPY_ARENA, Configuration, LinkState, UnitConfiguration};
 use lunar_handlers::Outcome as Handler;
 use lunar_offload_proto::control::{
     AccessTable, ConfigurationApplied, Fate, LogicalUnit, Lun, NexusEvent, Target, UnitReset,
@@ -352,6 +352,103 @@ fn a_command_in_flight_that_was_not_kept_is_lost() {
     assert_eq!(bench.completions(0), [(77, Outcome::Lost)]);
     apply(&mut bench);
     assert_eq!(keys(&mut bench), []);
+}
+
+/// The card got the configuration, or did not, and went before it said that it is in force.
+#[test]
+fn a_change_in_whose_middle_the_card_vanishes_is_good_when_the_card_that_is_back_enforces_it() {
+    let mut bench = bench();
+    register(&mut bench, NEXUS, KEY, false);
+    let reserve = out(RESERVE, EXCLUSIVE_ACCESS);
+    let sequence = forward(&mut bench, NEXUS, 78, &reserve, &list(KEY, 0, false));
+    let told = table(&bench);
+    assert_ne!(told, AccessTable::default());
+    bench.core.on_control_lost(0);
+    bench.sent.clear();
+    bench.connect(100);
+    bench.ready();
+    assert_eq!(table(&bench), told, "in the first configuration");
+    bench.reconcile(0, 1, &[(78, sequence)]);
+    bench.reconcile(1, 1, &[]);
+    assert_eq!(bench.forwarded_end(), None, "the card does not enforce it yet");
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((78, GOOD)));
+    assert_eq!(bench.forwarded_end(), None);
+}
+
+/// The card names the agent that it met last, which need not be the one that the command was given to.
+#[test]
+fn a_channel_cut_before_reconciling_does_not_make_an_earlier_agents_command_this_ones() {
+    let mut bench = bench();
+    let sequence = forward(&mut bench, NEXUS, 77, &out(REGISTER, 0), &list(0, KEY, true));
+    assert_eq!(bench.forwarded_end(), Some((77, GOOD)));
+    let reserve =
+        forward(&mut bench, NEXUS, 78, &out(RESERVE, WRITE_EXCLUSIVE), &list(KEY, 0, true));
+    bench.start_agent(2, configuration());
+    bench.connect(100);
+    bench.ready();
+    bench.core.on_control_lost(0);
+    bench.connect(100);
+    bench.ready();
+    bench.login(1);
+    bench.reconcile(0, 2, &[(78, reserve)]);
+    bench.reconcile(1, 2, &[]);
+    apply(&mut bench);
+    assert_eq!(bench.forwarded_end(), Some((78, GOOD)));
+    assert_ne!(sequence, reserve);
+}
+
+#[test]
+fn a_command_that_comes_while_the_channel_is_cut_is_known_as_before() {
+    let mut bench = bench();
+    bench.core.on_control_lost(0);
+    forward(&mut bench, NEXUS, 1, &out(REGISTER, 0), &list(0, KEY, true));
+    assert_eq!(bench.forwarded_end(), Some((1, GOOD)));
+    bench.core.on_control_connected(0);
+    bench.settle();
+    forward(&mut bench, NEXUS, 2, &READ_KEYS, &[]);
+    assert_eq!(bench.forwarded_end(), Some((2, GOOD)));
+}
+
+/// A card that starts anew waits until it is known what became of the changes before: what is kept, and what a loss of
+/// power left of it, is in the first configuration.
+#[test]
+fn a_card_that_starts_anew_is_told_what_is_kept_before_anything_else() {
+    let reserve = out(RESERVE, EXCLUSIVE_ACCESS);
+    for (aptpl, boot_id, stays) in [
+        (true, [2; 16], true),
+        (false, [2; 16], true),
+        (true, [3; 16], true),
+        (false, [3; 16], false),
+    ] {
+        for kept_before in [true, false] {
+            let mut bench = bench();
+            register(&mut bench, NEXUS, KEY, aptpl);
+            bench.keeping = Some(VecDeque::new());
+            forward(&mut bench, NEXUS, 2, &reserve, &list(KEY, 0, false));
+            if kept_before {
+                bench.end_keep(Ok(()));
+            }
+            bench.core.on_control_lost(0);
+            bench.boot_id = boot_id;
+            bench.sent.clear();
+            bench.connect(101);
+            if !kept_before {
+                assert_eq!(bench.core.link_state(), LinkState::HoldingBack);
+                bench.end_keep(Ok(()));
+            }
+            bench.ready();
+            let first = table(&bench);
+            assert_eq!(first != AccessTable::default(), stays, "{aptpl} {boot_id:?} {kept_before}");
+            let configurations = bench.sent.iter();
+            let configurations =
+                configurations.filter(|one| matches!(one, to_card::Message::Configuration(_)));
+            assert_eq!(configurations.count(), 1);
+            bench.keeping = None;
+            bench.settle();
+            assert_eq!(bench.forwarded_end(), None, "nobody waits for it");
+        }
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ const ROWS: &[Row] = &[
     row("keeper", &["core", "handlers", "offload-proto", "platform", "verbs-ibv"], &["pcie"], Any),
     row("agent", &["core", "handlers", "mgmt", "offload-proto", "platform", "control-channel", "keeper"],
         &["pcie", "hca", "scsi"], Any),
-    row("cli", &["agent", "control-channel"], &[], Any),
+    row("cli", &["agent", "control-channel"], &["keeper", "offload-proto"], Any),
     // The emulator. Nothing above this line depends on anything below it, tests aside.
     row("pcie", &["platform", "offload-proto"], &["dma"], Any),
     row("hca", &["platform", "pcie"], &[], Any),

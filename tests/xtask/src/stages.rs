@@ -94,6 +94,10 @@ const LIMIT_LONG: Duration = Duration::from_secs(12 * 3600);
 /// How long all scenarios in the guest may take together.
 const VM_LIMIT: Duration = Duration::from_secs(1800);
 
+/// How often `reservation_torture` kills the agent with `--long`; without, it knows itself.
+const KILLS_VARIABLE: &str = "LUNAR_TORTURE_KILLS";
+const KILLS_LONG: &str = "10000";
+
 /// The exact figures as committed, one `name = integer` a line.
 const FIGURES: &str = "tests/scenario/figures.txt";
 
@@ -160,13 +164,18 @@ fn doc(job: &Job<'_>) -> Result<Outcome> {
 }
 
 fn test(job: &Job<'_>) -> Result<Outcome> {
+    let kills = job.long.then_some((KILLS_VARIABLE, KILLS_LONG));
     if !packages::on_path("cargo-nextest") {
         // This runs the documentation's examples as well.
-        return job.run_each([job.cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])]);
+        let mut test = job.cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+        test.envs(kills);
+        return job.run_each([test]);
     }
     let mut nextest = job.cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
     nextest.args(["--no-tests=pass", "--status-level=slow", "--config-file"]);
     nextest.arg(job.workspace.root.join("tests/xtask/nextest.toml"));
+    nextest.args(["--profile", if job.long { "long" } else { "default" }]);
+    nextest.envs(kills);
     let examples = job.cargo(&["test", "--workspace", "--doc", "--locked", "--no-fail-fast"]);
     job.run_each([nextest, examples])
 }
