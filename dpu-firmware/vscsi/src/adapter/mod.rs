@@ -387,8 +387,10 @@ impl Adapter {
     }
 
     fn on_own_sent(&mut self, result: Sent, now: u64, actions: &mut Actions) {
-        if !self.on_sent(result, now, actions) {
-            self.own_sends = self.own_sends.saturating_sub(1);
+        self.own_sends = self.own_sends.saturating_sub(1);
+        if self.on_sent(result, now, actions) {
+            self.own_sends = self.own_sends.saturating_add(1);
+        } else {
             self.settle(now, actions);
         }
     }
