@@ -110,6 +110,10 @@ enum Row {
     Connected,
     LoggedIn,
     Busy,
+    /// Busy, and the client is to be suspended.
+    Preparing,
+    /// Logged in, and the hypervisor was told that the client may be suspended.
+    Suspended,
     Draining(After),
     Freeing,
     FreeingLater,
@@ -122,7 +126,7 @@ const DRAINING: [Row; 4] = [
     Row::Draining(After::Free),
 ];
 
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 15] = [
     Row::Disabled,
     Row::Registering,
     Row::RegisteringLater,
@@ -130,6 +134,8 @@ const ROWS: [Row; 13] = [
     Row::Connected,
     Row::LoggedIn,
     Row::Busy,
+    Row::Preparing,
+    Row::Suspended,
     DRAINING[0],
     DRAINING[1],
     DRAINING[2],
@@ -148,8 +154,8 @@ fn in_row(row: Row) -> Adapter {
         }
         Row::WaitConnection => waiting(),
         Row::Connected => connected(),
-        Row::LoggedIn => logged_in(),
-        Row::Busy | Row::Draining(_) => busy(),
+        Row::LoggedIn | Row::Suspended => logged_in(),
+        Row::Busy | Row::Preparing | Row::Draining(_) => busy(),
         Row::Freeing | Row::FreeingLater => {
             let mut rig = logged_in();
             rig.arrived(Incoming::Unknown);
@@ -162,6 +168,9 @@ fn in_row(row: Row) -> Adapter {
         }
         Row::FreeingLater => {
             rig.freed(Freed::Busy(MILLISECOND_NS));
+        }
+        Row::Preparing | Row::Suspended => {
+            rig.arrived(Incoming::Transport(TransportEvent::PrepareForSuspend));
         }
         Row::Draining(After::AwaitInit) => {
             rig.arrived(Incoming::Transport(TransportEvent::PartnerDeregistered));
@@ -189,7 +198,7 @@ fn state_of(row: Row) -> State {
         Row::Registering | Row::RegisteringLater => State::Registering,
         Row::WaitConnection => State::WaitConnection,
         Row::Connected => State::Connected,
-        Row::LoggedIn | Row::Busy => State::LoggedIn,
+        Row::LoggedIn | Row::Busy | Row::Preparing | Row::Suspended => State::LoggedIn,
         Row::Draining(after) => State::Draining(after),
         Row::Freeing | Row::FreeingLater => State::Freeing,
     }
@@ -257,7 +266,7 @@ fn columns() -> Vec<Event> {
 fn over(row: Row, after: After, reason: Reason) -> (State, Vec<Action>) {
     let over = Action::ConnectionOver(reason);
     match (row, after) {
-        (Row::Busy, _) => (State::Draining(after), vec![over, Action::Abandon]),
+        (Row::Busy | Row::Preparing, _) => (State::Draining(after), vec![over, Action::Abandon]),
         (_, After::AwaitInit) => (State::WaitConnection, vec![over]),
         (_, After::AnswerInit) => (State::Connected, vec![over, Action::Send(Entry::INIT_COMPLETE)]),
         (_, After::Connected) => (State::Connected, vec![over]),
@@ -271,7 +280,8 @@ fn expected(row: Row, event: Event) -> (State, Vec<Action>) {
     use Incoming as I;
     use TransportEvent as T;
     let same = (state_of(row), vec![]);
-    let connection = matches!(row, Row::Connected | Row::LoggedIn | Row::Busy);
+    let suspension = matches!(row, Row::Preparing | Row::Suspended);
+    let connection = matches!(row, Row::Connected | Row::LoggedIn | Row::Busy) || suspension;
     let live = connection || row == Row::WaitConnection;
     let draining = matches!(row, Row::Draining(_));
     let transport = |event| E::Arrived(I::Transport(event));
@@ -328,6 +338,7 @@ fn expected(row: Row, event: Event) -> (State, Vec<Action>) {
             }
             Row::Draining(After::Connected) => (State::Connected, vec![]),
             Row::Draining(After::Free) => (State::Freeing, vec![Action::Free]),
+            Row::Preparing => (State::LoggedIn, vec![Action::ReadyForSuspend]),
             _ => same,
         },
         // The handshake.
@@ -352,10 +363,14 @@ fn expected(row: Row, event: Event) -> (State, Vec<Action>) {
             }
         }
         // Suspension: at once where nothing is in flight.
-        _ if event == transport(T::PrepareForSuspend) && live && row != Row::Busy => {
+        _ if event == transport(T::PrepareForSuspend)
+            && live
+            && !matches!(row, Row::Busy | Row::Preparing) =>
+        {
             (state_of(row), vec![Action::ReadyForSuspend])
         }
-        // Requests.
+        // Requests, of which a client that is to be suspended gets none answered.
+        E::Arrived(I::Request(_) | I::Ping(_)) if suspension => same,
         E::Arrived(I::Request(request)) => match row {
             _ if connection && !(1..=256).contains(&request.iu_bytes) => {
                 over(row, After::Free, Reason::IuLength(request.iu_bytes))
@@ -379,7 +394,7 @@ const NOW: u64 = 1_000 + 2 * MILLISECOND_NS;
 #[test]
 fn wire_8_the_whole_event_table() {
     let columns = columns();
-    assert_eq!((ROWS.len(), columns.len()), (13, 40));
+    assert_eq!((ROWS.len(), columns.len()), (15, 40));
     let mut changes = 0;
     for row in ROWS {
         for event in &columns {
@@ -394,7 +409,7 @@ fn wire_8_the_whole_event_table() {
 }
 
 /// Pairs of the table that change something, so that the table cannot be emptied by a careless pattern.
-const CHANGES: usize = 104;
+const CHANGES: usize = 136;
 
 // ---------------------------------------------------------------------------------------------------------
 // Stories
