@@ -87,11 +87,7 @@ impl Entry {
     /// The entry that the hypervisor makes of `event`.
     #[must_use]
     pub const fn transport(event: TransportEvent) -> Self {
-        Self {
-            valid: valid::TRANSPORT_EVENT,
-            format: event.code(),
-            ..Self::initialisation(0)
-        }
+        Self { valid: valid::TRANSPORT_EVENT, format: event.code(), ..Self::initialisation(0) }
     }
 
     /// A client's request.

@@ -57,10 +57,9 @@ pub fn encode(number: LunNumber) -> Option<[u8; 8]> {
 pub fn reported(number: LunNumber, asked: Destination) -> Option<[u8; 8]> {
     match asked {
         Destination::ReportLuns => encode(number),
-        Destination::Unit(asked) => {
-            (number <= NUMBER_MASK && number >> LUN_BITS == asked >> LUN_BITS)
-                .then(|| lun::encode(Address::from_number(number).lun.into()))
-        }
+        Destination::Unit(asked) => (number <= NUMBER_MASK
+            && number >> LUN_BITS == asked >> LUN_BITS)
+            .then(|| lun::encode(Address::from_number(number).lun.into())),
     }
 }
 
@@ -97,8 +96,7 @@ impl Address {
     /// The unit's number in the LUN map; `None` when a part is beyond its limit.
     #[must_use]
     pub fn number(self) -> Option<LunNumber> {
-        let allowed =
-            self.channel < Self::CHANNELS && self.id < Self::IDS && self.lun < Self::LUNS;
+        let allowed = self.channel < Self::CHANNELS && self.id < Self::IDS && self.lun < Self::LUNS;
         allowed.then(|| {
             LunNumber::from(self.id) << 8
                 | LunNumber::from(self.channel) << LUN_BITS

@@ -4,7 +4,6 @@
 mod rig;
 
 use lunar_srp::iu::{self, BufferLayout, CommandLayout, SolicitedNotification};
-use lunar_srp::login::{Action as Channels, FORMATS, LoginForm, LoginRequest, PortId};
 use lunar_srp::wire::opcode;
 use lunar_vscsi::adapter::{
     Action, Adapter, After, CALL_PATIENCE_NS, Event, REGISTER_PAUSE_NS, Reason, SEND_PATIENCE_NS,
@@ -14,29 +13,13 @@ use lunar_vscsi::crq::{Entry, Incoming, IuKind, Numbering, Request, TransportEve
 use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
 use lunar_vscsi::mad::{Mad, MadKind, MadStatus, OsType, Step};
 use proptest::prelude::*;
-use rig::{REQUEST_LIMIT, Rig};
+use rig::{REQUEST_LIMIT, Rig, login_iu};
 
 const ADDRESS: u64 = 0xc01_0000;
 const MILLISECOND_NS: u64 = 1_000_000;
 
 fn request(kind: IuKind, iu_bytes: u16) -> Incoming {
     Incoming::Request(Request { kind, timeout_s: 60, iu_bytes, address: ADDRESS })
-}
-
-fn login_iu() -> Vec<u8> {
-    let request = LoginRequest {
-        form: LoginForm::InfiniBand,
-        tag: 1,
-        it_iu_bytes: 256,
-        formats: FORMATS,
-        action: Channels::Single,
-        immediate_offset: None,
-        initiator_port: PortId::default(),
-        target_port: PortId::default(),
-    };
-    let mut iu = vec![0; 256];
-    lunar_srp::login::encode_request(&request, &mut iu).expect("fits");
-    iu
 }
 
 fn command_iu() -> Vec<u8> {
@@ -268,7 +251,9 @@ fn over(row: Row, after: After, reason: Reason) -> (State, Vec<Action>) {
     match (row, after) {
         (Row::Busy | Row::Preparing, _) => (State::Draining(after), vec![over, Action::Abandon]),
         (_, After::AwaitInit) => (State::WaitConnection, vec![over]),
-        (_, After::AnswerInit) => (State::Connected, vec![over, Action::Send(Entry::INIT_COMPLETE)]),
+        (_, After::AnswerInit) => {
+            (State::Connected, vec![over, Action::Send(Entry::INIT_COMPLETE)])
+        }
         (_, After::Connected) => (State::Connected, vec![over]),
         (_, After::Free) => (State::Freeing, vec![over, Action::Free]),
     }
@@ -350,7 +335,9 @@ fn expected(row: Row, event: Event) -> (State, Vec<Action>) {
         },
         E::Arrived(I::InitComplete) if row == Row::WaitConnection => (State::Connected, vec![]),
         // The client goes.
-        E::Arrived(I::Transport(gone @ (T::PartnerFailed | T::PartnerDeregistered | T::Migrated))) => {
+        E::Arrived(I::Transport(
+            gone @ (T::PartnerFailed | T::PartnerDeregistered | T::Migrated),
+        )) => {
             let reason = match gone {
                 T::PartnerFailed => Reason::PartnerFailed,
                 T::PartnerDeregistered => Reason::PartnerDeregistered,
@@ -839,64 +826,28 @@ fn wire_2_h_closed_before_ff02() {
 // Any sequence
 // ---------------------------------------------------------------------------------------------------------
 
-/// One step of a client, a hypervisor or the configuration, chosen by two bytes.
-fn step(rig: &mut Rig, choice: u8, argument: u8) {
-    let sent = [Sent::Delivered, Sent::PartnerAbsent, Sent::QueueFull, Sent::Failed(-1)]
-        [usize::from(argument % 4)];
-    match choice % 16 {
-        0 => drop(rig.on(Event::Enable)),
-        1 if argument < 64 => drop(rig.on(Event::Disable)),
-        2 => match rig.call {
-            Some(rig::Call::Register) => drop(rig.registered(Registered::from_code(
-                [0, 2, -16, 9903, -4][usize::from(argument % 5)],
-            ))),
-            Some(rig::Call::Free) => {
-                drop(rig.freed(Freed::from_code([0, 0, 0, 9900, -1][usize::from(argument % 5)])));
-            }
-            None => {}
-        },
-        3 if rig.own_sends > 0 => drop(rig.sent(sent)),
-        4 if rig.running > 0 => drop(rig.on(Event::AnswerSent(sent))),
-        5 if rig.running > 0 || !rig.fetching.is_empty() => drop(rig.ended()),
-        6 => {
-            rig.now += u64::from(argument) * 200 * MILLISECOND_NS;
-            drop(rig.on(Event::Time));
-        }
-        7 => drop(rig.on(Event::CopyFailed(
-            [Copied::OutsideWindow, Copied::WindowClosed, Copied::Failed(-1)]
-                [usize::from(argument % 3)],
-        ))),
-        8 => drop(rig.arrived(Incoming::Init)),
-        9 => {
-            let mut bytes = [argument; 16];
-            bytes[0] = [0x80, 0xC0, 0xFF, 0x33][usize::from(argument % 4)];
-            bytes[1] = argument >> 4;
-            drop(rig.arrived(Entry::from_bytes(bytes).read()));
-        }
-        10 => drop(rig.arrived(PING_ENTRY)),
-        _ if !rig.fetching.is_empty() => {
-            let iu = match argument % 8 {
-                0 => login_iu(),
-                1 => command_iu(),
-                2 => abort_iu(),
-                3 => mad_iu(MadKind::EnableFastFail, 16),
-                4 => mad_iu(MadKind::AdapterInformation, 148),
-                5 => vec![argument; 256],
-                _ => command_iu(),
-            };
-            drop(rig.fetched(&iu));
-        }
-        _ => drop(rig.arrived(request(
-            if argument & 1 == 0 { IuKind::Srp } else { IuKind::Mad },
-            256,
-        ))),
+/// The unit that a client sends, chosen by one byte.
+fn iu_of(argument: u8) -> Vec<u8> {
+    match argument % 8 {
+        0 => login_iu(),
+        1 => abort_iu(),
+        2 => mad_iu(MadKind::EnableFastFail, 16),
+        3 => mad_iu(MadKind::AdapterInformation, 148),
+        4 => vec![argument; 256],
+        _ => command_iu(),
     }
 }
 
-const PING_ENTRY: Incoming = Incoming::Ping(PING);
+/// An entry that a client or a hypervisor sends, chosen by one byte.
+fn entry_of(argument: u8) -> [u8; 16] {
+    let mut bytes = [argument; 16];
+    bytes[0] = [0x80, 0xC0, 0xFF, 0x33][usize::from(argument % 4)];
+    bytes[1] = argument >> 4;
+    bytes
+}
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
 
     /// The rig checks every step. From wherever it led, the adapter comes to rest when it is disabled, and a
     /// client gets in when it is enabled.
@@ -906,7 +857,7 @@ proptest! {
     ) {
         let mut rig = if logged_in_first { logged_in() } else { Rig::new() };
         for (choice, argument) in steps {
-            step(&mut rig, choice, argument);
+            rig.step(choice, argument, iu_of, entry_of);
         }
         rig.disable();
         rig.log_in(&login_iu());

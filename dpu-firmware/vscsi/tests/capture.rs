@@ -252,7 +252,10 @@ impl Replay {
                 assert_eq!((theirs.kind, theirs.tag), (IuKind::Mad, mad.tag));
                 self.answer_mad(mad, payload, &iu, record);
                 let ours = mad.answer_entry().read_answer().expect("an answer");
-                assert_eq!((ours.kind, ours.status, ours.tag), (theirs.kind, theirs.status, theirs.tag));
+                assert_eq!(
+                    (ours.kind, ours.status, ours.tag),
+                    (theirs.kind, theirs.status, theirs.tag)
+                );
                 if ours.iu_bytes != theirs.iu_bytes {
                     self.differs("MAD entry length");
                 }
@@ -385,7 +388,10 @@ fn check_iu(request: Request, iu: &[u8], record: &Value) {
             assert_eq!(u64::from(login.it_iu_bytes), number(decoded, "req_it_iu_len"));
             assert_eq!(format!("{:04x}", login.formats), text(decoded, "req_buf_fmt"));
             assert_eq!(login.action, Channels::Single);
-            assert_eq!((login.initiator_port, login.target_port), (PortId([0; 16]), PortId([0; 16])));
+            assert_eq!(
+                (login.initiator_port, login.target_port),
+                (PortId([0; 16]), PortId([0; 16]))
+            );
             assert_eq!(lunar_vscsi::login::decide(&login, false), Ok(()));
         }
         "SRP_CMD" => check_command(iu, tag, record),

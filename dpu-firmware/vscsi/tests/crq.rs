@@ -15,8 +15,7 @@ fn wire_1_a_request_byte_by_byte() {
         iu_bytes: 0x0100,
         address: 0x1122_3344_5566_7788,
     };
-    let bytes =
-        [0x80, 0x01, 0, 0, 2, 3, 1, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
+    let bytes = [0x80, 0x01, 0, 0, 2, 3, 1, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
     assert_eq!(Entry::request(request).to_bytes(), bytes);
     assert_eq!(Entry::from_bytes(bytes).read(), Incoming::Request(request));
     let mad = Request { kind: IuKind::Mad, ..request };

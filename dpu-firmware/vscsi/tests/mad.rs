@@ -44,9 +44,7 @@ fn wire_3_a_datagram_byte_by_byte() {
     let mad = mad(MadKind::AdapterInformation, 148);
     let mut iu = [0xee; 256];
     assert_eq!(mad.encode(&mut iu), Some(24));
-    let expected = [
-        0, 0, 0, 3, 0, 0, 0, 148, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0xab, 0xcd,
-    ];
+    let expected = [0, 0, 0, 3, 0, 0, 0, 148, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0xab, 0xcd];
     assert_eq!(iu[..24], expected);
     assert_eq!(Mad::parse(&iu), Some(mad));
     assert_eq!(Mad::parse(&iu[..24]), Some(mad));
@@ -148,8 +146,7 @@ fn wire_3_capabilities_are_answered_one_by_one() {
         let mut payload = capabilities(4, &list);
         assert_eq!(payload.len(), CAPABILITIES_BYTES_MAX);
         assert_eq!(request.fill(&server, &mut payload), MadStatus::Success);
-        let answered =
-            [element(1, 12, migration.into(), 1), element(2, 12, reserve.into(), 1)];
+        let answered = [element(1, 12, migration.into(), 1), element(2, 12, reserve.into(), 1)];
         // Flags: list supported, list holds an answer.
         assert_eq!(payload, capabilities(0xC, &answered));
     }

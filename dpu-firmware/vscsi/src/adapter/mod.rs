@@ -128,11 +128,11 @@ pub enum Action {
     GaveUp(Reason),
 }
 
-/// Actions, in order. At most four come of one event: the end of a connection, what becomes of the
-/// requests, of the queue, and the news for a hypervisor that suspends.
+/// Actions, in order. At most three come of one event: the end of a connection, the news for a hypervisor
+/// that suspends the client, and what becomes of the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Actions {
-    list: [Option<Action>; 4],
+    list: [Option<Action>; 3],
 }
 
 impl Actions {
@@ -152,7 +152,7 @@ impl Actions {
 
 impl IntoIterator for Actions {
     type Item = Action;
-    type IntoIter = core::iter::Flatten<core::array::IntoIter<Option<Action>, 4>>;
+    type IntoIter = core::iter::Flatten<core::array::IntoIter<Option<Action>, 3>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.list.into_iter().flatten()
@@ -179,7 +179,9 @@ pub enum Taken<'a> {
 enum Suspension {
     None,
     /// FF09 came; what is in flight must end before this time.
-    Preparing { until: u64 },
+    Preparing {
+        until: u64,
+    },
     /// The hypervisor was told that nothing is in flight.
     Ready,
 }

@@ -1,9 +1,10 @@
 //! The other side of an [`Adapter`]'s contract: carries out its actions as a port and a hypervisor would,
 //! and insists on what they may and may not be. Shared with the fuzz target `vscsi_adapter`.
 
+use lunar_srp::login::{self, FORMATS, LoginForm, LoginRequest, PortId};
 use lunar_vscsi::adapter::{Action, Actions, Adapter, Event, OWN_SENDS_MAX, State, Taken};
-use lunar_vscsi::crq::{Incoming, IuKind, Request};
-use lunar_vscsi::hcall::{Freed, Registered, Sent};
+use lunar_vscsi::crq::{Entry, Incoming, IuKind, Numbering, Request};
+use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
 use lunar_vscsi::mad::{OsType, PAYLOAD_BYTES_MAX, PartitionName, ServerPartition, Step};
 
 /// The hypervisor call about the queue that is under way.
@@ -42,6 +43,23 @@ pub fn server() -> ServerPartition {
 }
 
 pub const REQUEST_LIMIT: u32 = 4;
+
+/// A login as Linux sends it.
+pub fn login_iu() -> Vec<u8> {
+    let request = LoginRequest {
+        form: LoginForm::InfiniBand,
+        tag: 1,
+        it_iu_bytes: 256,
+        formats: FORMATS,
+        action: login::Action::Single,
+        immediate_offset: None,
+        initiator_port: PortId::default(),
+        target_port: PortId::default(),
+    };
+    let mut iu = vec![0; 256];
+    login::encode_request(&request, &mut iu).expect("fits");
+    iu
+}
 
 impl Rig {
     pub fn new() -> Self {
@@ -107,6 +125,8 @@ impl Rig {
             Action::GaveUp(reason) => {
                 assert!(!reason.to_string().is_empty());
                 assert_eq!(self.adapter.state(), State::Disabled);
+                // One that could not be freed is the next server's trouble: its H_REG_CRQ says so.
+                self.registered = false;
             }
         }
     }
@@ -148,8 +168,7 @@ impl Rig {
     /// H_FREE_CRQ came back.
     pub fn freed(&mut self, result: Freed) -> Vec<Action> {
         assert_eq!(self.call.take(), Some(Call::Free), "H_FREE_CRQ is not under way");
-        // One that cannot be freed is the next server's trouble: its H_REG_CRQ says so.
-        self.registered &= matches!(result, Freed::Busy(_));
+        self.registered &= result != Freed::Done;
         self.on(Event::Freed(result))
     }
 
@@ -254,5 +273,55 @@ impl Rig {
         self.arrived(Incoming::Init);
         self.sent(Sent::Delivered);
         assert_eq!(self.adapter.state(), State::Connected);
+    }
+
+    /// One step of a client, a hypervisor, the port or the configuration, as `choice` and `argument` say; a
+    /// step that cannot be now is left out. `iu` and `entry` make what the client sends.
+    pub fn step(
+        &mut self,
+        choice: u8,
+        argument: u8,
+        iu: impl FnOnce(u8) -> Vec<u8>,
+        entry: impl FnOnce(u8) -> [u8; 16],
+    ) {
+        let of = |codes: &[i64]| codes[usize::from(argument) % codes.len()];
+        match choice % 16 {
+            0 => drop(self.on(Event::Enable)),
+            // Rarely, lest nothing else happens.
+            1 if argument < 64 => drop(self.on(Event::Disable)),
+            2 if self.call == Some(Call::Register) => {
+                drop(self.registered(Registered::from_code(of(&[0, 2, -16, 9903, -4]))));
+            }
+            2 if self.call == Some(Call::Free) => {
+                drop(self.freed(Freed::from_code(of(&[0, 0, 0, 9900, -1]))));
+            }
+            3 if self.own_sends > 0 => drop(self.sent(Sent::from_code(of(&[0, 2, -12, -1])))),
+            4 if self.running > 0 => {
+                drop(self.on(Event::AnswerSent(Sent::from_code(of(&[0, 2, -12, -1])))));
+            }
+            5 if self.running > 0 || !self.fetching.is_empty() => drop(self.ended()),
+            6 => {
+                self.now += u64::from(argument) * 200_000_000;
+                drop(self.on(Event::Time));
+            }
+            7 => drop(self.on(Event::CopyFailed(Copied::from_code(of(&[0, -13, -11, -1]), false)))),
+            8 => drop(self.arrived(Incoming::Init)),
+            9 => drop(self.arrived(Entry::from_bytes(entry(argument)).read())),
+            10 => drop(self.arrived(Entry::ping(Numbering::Papr).read())),
+            11..=15 => match self.fetching.first() {
+                Some(request) => {
+                    let mut iu = iu(argument);
+                    iu.resize(request.iu_bytes.into(), 0);
+                    drop(self.fetched(&iu));
+                }
+                None => {
+                    let kind = if argument & 1 == 0 { IuKind::Srp } else { IuKind::Mad };
+                    let address = 0xc01_0000;
+                    let request = Request { kind, timeout_s: 60, iu_bytes: 256, address };
+                    drop(self.arrived(Incoming::Request(request)));
+                }
+            },
+            _ => {}
+        }
     }
 }
