@@ -157,13 +157,13 @@ impl Replay {
                     self.count("cut");
                 }
             }
-            "crq" if text(record, "dir") == "c2s" => self.from_client(record),
-            "crq" => self.from_server(record),
+            "crq" if text(record, "dir") == "c2s" => self.client_said(record),
+            "crq" => self.server_said(record),
             _ => {}
         }
     }
 
-    fn from_client(&mut self, record: &Value) {
+    fn client_said(&mut self, record: &Value) {
         let entry = entry(record);
         if entry == Entry::INIT {
             assert_eq!(self.adapter.state(), State::WaitConnection);
@@ -238,7 +238,7 @@ impl Replay {
         Pending::Mad { mad, payload }
     }
 
-    fn from_server(&mut self, record: &Value) {
+    fn server_said(&mut self, record: &Value) {
         let entry = entry(record);
         if entry == Entry::INIT_COMPLETE {
             return self.count("INIT COMPLETE");
