@@ -46,6 +46,7 @@ const ROWS: &[Row] = &[
     row("platform", &[], &[], Only(&[])),
     // The card.
     row("srp", &["scsi"], &[], Only(&["zerocopy"])),
+    row("vscsi", &["srp", "scsi"], &[], Only(&["zerocopy"])),
     row("dma", &["platform"], &["pcie"], Only(&[])),
     row("backend", &["offload-proto", "platform", "dma"], &["pcie"], Only(&["zerocopy"])),
     row("target", &["scsi", "srp", "platform", "dma", "backend", "offload-proto"],

@@ -51,6 +51,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
 const DECIDING: &[&str] = &[
     "dpu-firmware/scsi/",
     "dpu-firmware/srp/",
+    "dpu-firmware/vscsi/",
     "host-agent/core/",
     "host-agent/mgmt/",
     "offload-proto/",

@@ -1,0 +1,96 @@
+//! What the client makes of an SRP_RSP, where that is not what SRP says. The bytes are
+//! [`lunar_srp::iu::encode_response`]'s.
+
+use lunar_scsi::sense::SenseKey;
+use lunar_scsi::status::Status;
+use lunar_srp::iu::{Residual, response_code};
+
+use crate::crq::CrqStatus;
+use crate::mad::OsType;
+
+/// The residual to encode so that a client with this operating system reads the truth.
+///
+/// Linux's client looks at the two *overflow* flags only, and takes the count beside them for bytes that
+/// were not transferred. So an underflow goes to it in the overflow flag, and an overflow, which it would
+/// take for missing data, not at all: the buffer was filled, which is all that it can be told. The others
+/// get what SRP says.
+#[inline]
+#[must_use]
+pub fn residual_as_read(residual: Residual, client: OsType) -> Residual {
+    match (client, residual) {
+        (OsType::LINUX, Residual::Under(bytes)) => Residual::Over(bytes),
+        (OsType::LINUX, Residual::Over(_)) => Residual::None,
+        (_, residual) => residual,
+    }
+}
+
+/// How a command ended, as far as [`crq_status`] asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The CDB's operation code.
+    pub operation_code: u8,
+    /// SCSI status.
+    pub status: Status,
+    /// The sense key, with CHECK CONDITION.
+    pub sense_key: Option<SenseKey>,
+    /// Residual as SRP means it.
+    pub residual: Residual,
+    /// Bytes that the client offered for data.
+    pub offered_bytes: u32,
+}
+
+/// The CRQ status of a command's answer. With fast-fail on, a READ or WRITE that ended in HARDWARE ERROR
+/// and moved all of its data or none is answered with [`CrqStatus::AdapterFail`], so that the client's
+/// multipathing takes another path at once.
+#[inline]
+#[must_use]
+pub fn crq_status(outcome: &Outcome, fast_fail: bool) -> CrqStatus {
+    if fast_fail && is_path_failure(outcome) { CrqStatus::AdapterFail } else { CrqStatus::Ok }
+}
+
+fn is_path_failure(outcome: &Outcome) -> bool {
+    let whole = match outcome.residual {
+        Residual::None => true,
+        Residual::Under(bytes) => bytes == outcome.offered_bytes,
+        Residual::Over(_) => false,
+    };
+    whole
+        && outcome.status == Status::CheckCondition
+        && outcome.sense_key == Some(SenseKey::HardwareError)
+        && is_read_or_write(outcome.operation_code)
+}
+
+/// READ and WRITE of 6, 10, 12 and 16 bytes.
+fn is_read_or_write(operation_code: u8) -> bool {
+    matches!(operation_code, 0x08 | 0x0A | 0x28 | 0x2A | 0x88 | 0x8A | 0xA8 | 0xAA)
+}
+
+/// How a task management function ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManagementOutcome {
+    /// It was carried out.
+    Complete,
+    /// ABORT TASK: there is no such task. It may have ended a moment ago, so that is a success (SAM-6 7.2).
+    NoSuchTask,
+    /// There is no logical unit at the LUN.
+    NoSuchUnit,
+    /// The function is unknown, or is CLEAR ACA: there is no ACA.
+    NotSupported,
+    /// A field has a value that it may not have.
+    FieldsInvalid,
+    /// It was tried and did not succeed.
+    Failed,
+}
+
+/// The response code, which the client reads as a number of four bytes that must be zero.
+#[must_use]
+pub fn management_code(outcome: ManagementOutcome) -> u8 {
+    match outcome {
+        ManagementOutcome::Complete | ManagementOutcome::NoSuchTask => response_code::NO_FAILURE,
+        ManagementOutcome::NoSuchUnit | ManagementOutcome::NotSupported => {
+            response_code::FUNCTION_NOT_SUPPORTED
+        }
+        ManagementOutcome::FieldsInvalid => response_code::REQUEST_FIELDS_INVALID,
+        ManagementOutcome::Failed => response_code::FUNCTION_FAILED,
+    }
+}

@@ -1,0 +1,84 @@
+//! What a client makes of a response: residuals, task management codes, and fast-fail.
+
+use lunar_scsi::sense::SenseKey;
+use lunar_scsi::status::Status;
+use lunar_srp::iu::{Residual, Response, encode_response};
+use lunar_vscsi::crq::CrqStatus;
+use lunar_vscsi::mad::OsType;
+use lunar_vscsi::response::{
+    ManagementOutcome, Outcome, crq_status, management_code, residual_as_read,
+};
+
+/// WIRE 5: Linux reads the overflow flags only, and their counts as bytes that were not transferred.
+#[test]
+fn wire_5_linux_reads_a_short_transfer_in_the_overflow_flags() {
+    let encode = |residual, client| {
+        let response = Response {
+            data_in_residual: residual_as_read(residual, client),
+            ..Response::default()
+        };
+        let mut out = [0; 36];
+        assert_eq!(encode_response(&response, &mut out), Some(36));
+        (out[18], u32::from_be_bytes([out[24], out[25], out[26], out[27]]))
+    };
+    assert_eq!(encode(Residual::Under(100), OsType::LINUX), (0x10, 100), "DIOVER");
+    assert_eq!(encode(Residual::Over(100), OsType::LINUX), (0, 0), "the buffer was filled");
+    assert_eq!(encode(Residual::None, OsType::LINUX), (0, 0));
+    // Whoever reads SRP's own gets SRP's own.
+    for client in [OsType::AIX, OsType::OS400, OsType::default()] {
+        assert_eq!(encode(Residual::Under(100), client), (0x20, 100), "DIUNDER");
+        assert_eq!(encode(Residual::Over(100), client), (0x10, 100), "DIOVER");
+    }
+}
+
+/// WIRE 5: a number of four bytes which must be zero; no such task is a success, no such unit is 4.
+#[test]
+fn wire_5_task_management_codes_as_four_bytes() {
+    use ManagementOutcome as M;
+    for (outcome, code) in [
+        (M::Complete, 0),
+        (M::NoSuchTask, 0),
+        (M::NoSuchUnit, 4),
+        (M::NotSupported, 4),
+        (M::FieldsInvalid, 2),
+        (M::Failed, 5),
+    ] {
+        let response =
+            Response { response_code: Some(management_code(outcome)), ..Response::default() };
+        let mut out = [0; 40];
+        assert_eq!(encode_response(&response, &mut out), Some(40));
+        assert_eq!(out[18], 0x01, "RSPVALID");
+        assert_eq!(out[32..36], [0, 0, 0, 4], "length");
+        assert_eq!(u32::from_be_bytes([out[36], out[37], out[38], out[39]]), code);
+    }
+}
+
+/// WIRE 7: READ or WRITE, HARDWARE ERROR, and no or full residual; each alone is not enough.
+#[test]
+fn wire_7_fast_fail_answers_a_failed_path_with_status_10h() {
+    let failed = Outcome {
+        operation_code: 0x28,
+        status: Status::CheckCondition,
+        sense_key: Some(SenseKey::HardwareError),
+        residual: Residual::Under(4096),
+        offered_bytes: 4096,
+    };
+    assert_eq!(crq_status(&failed, true), CrqStatus::AdapterFail);
+    assert_eq!(crq_status(&failed, false), CrqStatus::Ok, "not asked for");
+    for operation_code in [0x08, 0x0A, 0x28, 0x2A, 0x88, 0x8A, 0xA8, 0xAA] {
+        let outcome = Outcome { operation_code, ..failed };
+        assert_eq!(crq_status(&outcome, true), CrqStatus::AdapterFail, "{operation_code:02x}");
+    }
+    let whole = Outcome { residual: Residual::None, ..failed };
+    assert_eq!(crq_status(&whole, true), CrqStatus::AdapterFail);
+    for (why, outcome) in [
+        ("part of it moved", Outcome { residual: Residual::Under(512), ..failed }),
+        ("too much came", Outcome { residual: Residual::Over(4096), ..failed }),
+        ("medium error", Outcome { sense_key: Some(SenseKey::MediumError), ..failed }),
+        ("no sense", Outcome { sense_key: None, ..failed }),
+        ("busy", Outcome { status: Status::Busy, ..failed }),
+        ("INQUIRY", Outcome { operation_code: 0x12, ..failed }),
+    ] {
+        assert_eq!(crq_status(&outcome, true), CrqStatus::Ok, "{why}");
+    }
+}
