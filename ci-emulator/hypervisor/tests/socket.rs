@@ -13,6 +13,7 @@ use lunar_platform::{
 use lunar_vscsi::adapter::{Event, Reason, State};
 use lunar_vscsi::crq::{Entry, IuKind, Request, TransportEvent};
 use lunar_vscsi::hcall::code;
+use proptest::prelude::*;
 use server::{REQUEST_LIMIT, Server, ServerMemory, UNIT};
 
 /// The bridge's end.
@@ -180,4 +181,54 @@ fn client_5_calls_that_cannot_be_made_return_at_once() {
     assert_eq!(bridge.hear(), (b'O', vec![1]));
     hypervisor.refuse_clients_send(code::CLOSED);
     assert_eq!(bridge.hear(), (b'X', 2_i64.to_be_bytes().to_vec()));
+}
+
+proptest! {
+    /// Whatever a bridge says, a call returns once, and the adapter can be disabled.
+    #[test]
+    fn client_5_any_frames_from_a_bridge(
+        frames in prop::collection::vec(
+            (prop::sample::select(b"GFECrwsZ".to_vec()), prop::collection::vec(any::<u8>(), 0..20)),
+            0..40,
+        ),
+        cut in 0_usize..3,
+    ) {
+        let (bridge, mut server) = connected();
+        server.enable();
+        let mut said = Vec::new();
+        for (letter, mut payload) in frames {
+            // Mostly of the right length.
+            let right = match letter {
+                b'G' | b'C' => 16,
+                b's' => 8,
+                b'w' => 1,
+                b'r' => 257,
+                _ => 0,
+            };
+            if payload.first().is_none_or(|first| first % 8 != 0) {
+                payload.resize(right, 0);
+            }
+            if letter == b'C' && payload.len() == 16 {
+                payload[0] = [0x80, 0xC0, 0xFF, 0][usize::from(payload[0] % 4)];
+                payload[1] %= 3;
+            }
+            said.extend((1 + payload.len() as u32).to_be_bytes());
+            said.push(letter);
+            said.extend(payload);
+        }
+        said.truncate(said.len().saturating_sub(cut));
+        let mut stream = &bridge.0;
+        for piece in said.chunks(100) {
+            if stream.write_all(piece).is_err() {
+                break;
+            }
+            server.run();
+        }
+        drop(bridge);
+        server.run();
+        prop_assert_eq!(server.adapter.requests_in_flight(), 0);
+        server.on(Event::Disable);
+        server.run();
+        prop_assert_eq!(server.state(), State::Disabled);
+    }
 }

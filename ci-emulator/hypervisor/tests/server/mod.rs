@@ -107,7 +107,8 @@ impl<H: Hypervisor> Server<H> {
                 Action::ConnectionOver(reason) => self.over.push(reason),
                 // Every call comes back by itself, and no answer is sent twice here.
                 Action::Abandon => {}
-                Action::SendAgain(_) | Action::GaveUp(_) => panic!("{action:?}"),
+                Action::SendAgain(_) => panic!("no entry is sent twice here"),
+                Action::GaveUp(_) => {}
             }
         }
     }
@@ -136,7 +137,10 @@ impl<H: Hypervisor> Server<H> {
     }
 
     fn fetch(&mut self, request: Request) {
-        let slot = self.free.pop().expect("the limit keeps requests below the slots");
+        let Some(slot) = self.free.pop() else {
+            // A client that floods before its login; a request that is not fetched ends.
+            return self.on(Event::RequestEnded);
+        };
         let local = self.local(slot, 0, request.iu_bytes.into());
         let operation = HypervisorOperation::CopyIn { client_address: request.address, local };
         self.call(Purpose::Fetch(slot, request), operation);
@@ -185,7 +189,10 @@ impl<H: Hypervisor> Server<H> {
                 let (tag, delta) = (head.tag(), self.adapter.answer_delta());
                 (encode_success(tag, delta, false, &mut out).map(|bytes| bytes as usize), tag)
             }
-            Taken::TaskManagement(function) => panic!("{function:?}"),
+            Taken::TaskManagement(function) => {
+                let (tag, delta) = (function.tag, self.adapter.answer_delta());
+                (encode_success(tag, delta, false, &mut out).map(|bytes| bytes as usize), tag)
+            }
         };
         self.answer(slot, request, &out[..bytes.expect("fits")], tag);
     }
@@ -195,7 +202,7 @@ impl<H: Hypervisor> Server<H> {
         match purpose {
             Purpose::Register => self.on(Event::Registered(Registered::from_code(code))),
             Purpose::Free => self.on(Event::Freed(Freed::from_code(code))),
-            Purpose::OwnSend => self.on(Event::Sent(Sent::from_code(code))),
+            Purpose::OwnSend => self.sent(Event::Sent, code),
             Purpose::Ready => assert_eq!(code, 0),
             Purpose::Fetch(slot, request) => match Copied::from_code(code, false) {
                 Copied::Done => self.take(slot, request),
@@ -232,10 +239,19 @@ impl<H: Hypervisor> Server<H> {
                 }
             },
             Purpose::Answer(slot) => {
-                self.on(Event::AnswerSent(Sent::from_code(code)));
+                self.sent(Event::AnswerSent, code);
                 self.end(slot);
             }
         }
+    }
+
+    /// An entry that found the queue full is not sent again: there is no clock here, so that the client counts
+    /// as gone at once.
+    fn sent(&mut self, event: fn(Sent) -> Event, code: i64) {
+        self.on(event(match Sent::from_code(code) {
+            Sent::QueueFull => Sent::PartnerAbsent,
+            sent => sent,
+        }));
     }
 
     /// Handles events until there are none.
