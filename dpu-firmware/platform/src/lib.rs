@@ -11,6 +11,7 @@
 
 mod dma;
 mod hca;
+mod hypervisor;
 mod memory;
 
 pub use dma::{Dma, DmaCompletion, DmaError, DmaOperation, DmaRequest, HostAddress};
@@ -18,6 +19,10 @@ pub use hca::{
     CmError, CmEvent, CompletionStatus, ConnectRequest, Hca, HcaAttributes, Listener, PeerAddress,
     PostError, PrivateData, QpHandle, QpParameters, ReceiveRequest, RemoteAddress, SendOperation,
     SendRequest, Sge, WorkCompletion, WorkRequestId,
+};
+pub use hypervisor::{
+    Hypervisor, HypervisorError, HypervisorEvent, HypervisorOperation, HypervisorRequest,
+    UnitAddress,
 };
 pub use memory::{ArenaId, HostArena, LocalKey, Memory, MemoryError, Region};
 

@@ -69,6 +69,7 @@ const ROWS: &[Row] = &[
     // The emulator. Nothing above this line depends on anything below it, tests aside.
     row("pcie", &["platform", "offload-proto"], &["dma"], Any),
     row("hca", &["platform", "pcie"], &[], Any),
+    row("hypervisor", &["platform", "pcie", "vscsi"], &["srp"], Any),
     row("initiator", &["platform", "hca", "pcie", "scsi", "srp"], &[], Any),
     row("sim", &["platform", "hca", "pcie", "initiator", "scsi", "srp", "dma", "backend", "target",
         "core", "handlers", "mgmt", "offload-proto"], &[], Any),
