@@ -1,6 +1,7 @@
 //! The HCA: reliable connected queue pairs, one CQ and one SRQ per poll group, and the connection
 //! manager. Words and rules are those of IBTA verbs; only what a target needs is named.
 
+use crate::Nanoseconds;
 use crate::memory::LocalKey;
 
 /// Names one queue pair of one [`Hca`]: an index and the generation that makes a stale handle fail.
@@ -242,6 +243,15 @@ pub struct ConnectRequest<C> {
     pub device: u16,
 }
 
+/// What becomes of a message that [`Hca::deliver`] was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It is the poll group's, and so long in bytes.
+    Message(u32),
+    /// It was the provider's own, and so is the receive buffer: nobody reposts it.
+    Kept,
+}
+
 /// What the connection manager or the device reports to a poll group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmEvent {
@@ -291,9 +301,42 @@ pub trait Listener {
 
 /// One poll group's share of the HCA. Every method is non-blocking; the data-path ones
 /// (`post_*`, `ring`, `poll`) do not allocate.
+///
+/// A transport that is no RDMA but carries SRP's IUs (VSCSI) is one too: it sets [`Hca::SHOWS_IUS`] and sees to
+/// what it has of its own in the methods that need it.
 pub trait Hca {
     /// A request not answered yet.
     type Connection;
+
+    /// Whether the poll group calls [`Hca::deliver`], [`Hca::prepare_answer`] and [`Hca::forget_request`].
+    const SHOWS_IUS: bool = false;
+
+    /// Whether peers take requests of the target: SRP_CRED_REQ, SRP_AER_REQ and SRP_T_LOGOUT. Where they do not, credits
+    /// that are owed go back with the next response.
+    const TAKES_REQUESTS: bool = true;
+
+    /// A tick begins at this time.
+    #[inline]
+    fn begin_tick(&mut self, now: Nanoseconds) {
+        let _ = now;
+    }
+
+    /// A receive completed well; `buffer` is the whole receive buffer. Receives are shown in the order of their
+    /// completions.
+    fn deliver(&mut self, completion: &WorkCompletion, buffer: &mut [u8]) -> Delivery {
+        let _ = buffer;
+        Delivery::Message(completion.length)
+    }
+
+    /// The response to the request with `tag` is encoded in `iu`, and is posted next.
+    fn prepare_answer(&mut self, qp: QpHandle, tag: u64, iu: &mut [u8]) {
+        let _ = (qp, tag, iu);
+    }
+
+    /// The request with `tag` is over and gets no response.
+    fn forget_request(&mut self, qp: QpHandle, tag: u64) {
+        let _ = (qp, tag);
+    }
 
     /// The limits.
     fn attributes(&self) -> HcaAttributes;

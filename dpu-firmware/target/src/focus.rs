@@ -8,7 +8,7 @@ use lunar_backend::{BlockRange, BlockRequest, OperationData, Submission};
 use lunar_dma::sgv::{Buffer, ClaimError, Placement};
 use lunar_dma::slots::SlotId;
 use lunar_offload_proto::ring::{LBA_DEALLOCATED, LbaRun as RingRun};
-use lunar_platform::Platform;
+use lunar_platform::{Hca as _, Platform};
 use lunar_scsi::alua;
 use lunar_scsi::cdb::{self, Command};
 use lunar_scsi::device_server::{
@@ -854,6 +854,9 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         self.leave_task_set();
         if !std::mem::take(&mut self.task.silent) {
             return false;
+        }
+        if P::Hca::SHOWS_IUS {
+            self.kit.hca.forget_request(self.channel.qp, self.task.tag);
         }
         self.channel.credit.owe();
         self.nexus.counters.aborted += 1;

@@ -142,6 +142,11 @@ impl<R: Region> ReceiveBuffers<R> {
         self.region.bytes(index as usize * self.stride, bytes as usize)
     }
 
+    /// The whole of receive buffer `index`.
+    pub(crate) fn buffer_mut(&mut self, index: u32) -> &mut [u8] {
+        self.region.bytes_mut(index as usize * self.stride, self.stride)
+    }
+
     /// The CDB of `task`; a long one is read where the initiator's message lies.
     pub(crate) fn cdb<'a>(&'a self, task: &'a Task) -> &'a [u8] {
         let length = usize::from(task.cdb_bytes);

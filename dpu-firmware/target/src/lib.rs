@@ -2,7 +2,7 @@
 //! device server to a backend and back. Generic over [`lunar_platform::Platform`], so the same code
 //! runs on a card, in the emulator and in the simulator.
 //!
-//! Decisions are not made here (`scsi`, `srp` make them) and hardware is not named here (`platform`
+//! Decisions are not made here (`scsi`, `srp`, `vscsi` make them) and hardware is not named here (`platform`
 //! does). Nothing on a command's way allocates, locks, logs or panics on input; broken invariants
 //! assert. Start reading at [`PollGroup::tick`] and at `task`, with docs/one-read.md beside.
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ mod report;
 mod resume;
 mod srp_port;
 mod task;
+mod vscsi_port;
 
 pub mod configuration;
 pub mod histogram;
@@ -35,3 +36,4 @@ pub use agent_link::AgentLink;
 pub use coordinator::{Coordinator, GroupLink, Report, group_of, mailbox};
 pub use poll_group::{Activity, GroupLimits, GroupParts, PollGroup};
 pub use task::State;
+pub use vscsi_port::{AdapterConfig, VscsiConnection, VscsiListener, VscsiPort};

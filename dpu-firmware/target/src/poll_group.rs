@@ -407,6 +407,7 @@ impl<P: Platform> PollGroup<P> {
     /// One turn: messages, completions, backends, timers, doorbells. Never blocks.
     pub fn tick(&mut self, now: Nanoseconds) -> Activity {
         self.kit.now = now;
+        self.kit.hca.begin_tick(now);
         self.kit.counters.ticks += 1;
         let mut busy = false;
         while let Ok(message) = self.inbox.pop() {
@@ -462,6 +463,7 @@ impl<P: Platform> PollGroup<P> {
     /// Runs the timers now, whatever the tick count: the caller slept.
     pub fn after_sleep(&mut self, now: Nanoseconds) {
         self.kit.now = now;
+        self.kit.hca.begin_tick(now);
         self.kit.counters.sleeps += 1;
         self.slow_work();
         self.ring_doorbells();

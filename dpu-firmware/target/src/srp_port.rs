@@ -6,8 +6,8 @@
 
 use lunar_dma::slots::SlotId;
 use lunar_platform::{
-    CompletionStatus, Platform, Region, RemoteAddress, SendOperation, SendRequest, Sge,
-    WorkCompletion, WorkRequestId,
+    CompletionStatus, Delivery, Hca, Platform, Region, RemoteAddress, SendOperation, SendRequest,
+    Sge, WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
@@ -52,6 +52,14 @@ impl<P: Platform> PollGroup<P> {
         index: u32,
         completion: &WorkCompletion,
     ) {
+        let mut length = completion.length;
+        if P::Hca::SHOWS_IUS && completion.status == CompletionStatus::Success {
+            let buffer = self.kit.receive_region.buffer_mut(index);
+            match self.kit.hca.deliver(completion, buffer) {
+                Delivery::Message(bytes) => length = bytes,
+                Delivery::Kept => return,
+            }
+        }
         let channel = completion.qp.index;
         let entry = self.channels.get_mut(channel as usize);
         let entry = entry.filter(|entry| entry.qp == completion.qp && entry.is_open());
@@ -63,7 +71,7 @@ impl<P: Platform> PollGroup<P> {
         }
         // A message of a live queue pair implies that the RTU was lost or is late (IBTA 12.9.7).
         entry.state = entry.state.on(ChannelEvent::Established);
-        let message = Message { bytes: completion.length, since: self.kit.now };
+        let message = Message { bytes: length, since: self.kit.now };
         if entry.receives.is_empty() {
             match self.take_message::<TRACED>(channel, index, message) {
                 Taken::Kept => return,
@@ -506,6 +514,11 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let receive = std::mem::replace(&mut task.receive, NONE);
         task.batch = Batch::Response(writes);
         let length = self.encode_response();
+        if P::Hca::SHOWS_IUS {
+            let place = self.id.index as usize * RESPONSE_STRIDE;
+            let iu = self.kit.response_region.bytes_mut(place, length as usize);
+            self.kit.hca.prepare_answer(self.channel.qp, self.task.tag, iu);
+        }
         let response = self.response_request(length);
         if receive != NONE {
             self.kit.repost(receive);

@@ -4,6 +4,8 @@
 use lunar_scsi::sense::SenseKey;
 use lunar_scsi::status::Status;
 use lunar_srp::iu::{Residual, response_code};
+use lunar_srp::wire::{self, response_flag};
+use zerocopy::FromBytes as _;
 
 use crate::crq::CrqStatus;
 use crate::mad::OsType;
@@ -23,6 +25,43 @@ pub fn residual_as_read(residual: Residual, client: OsType) -> Residual {
         (_, residual) => residual,
     }
 }
+
+/// Makes of an encoded SRP_RSP what a client with this operating system reads the truth from: its residuals become those
+/// of [`residual_as_read`]. What is too short for a response stays as it is.
+#[inline]
+pub fn adapt(iu: &mut [u8], client: OsType) {
+    let Ok((response, _)) = wire::Response::mut_from_prefix(iu) else { return };
+    if client != OsType::LINUX || response.flags & RESIDUAL_FLAGS == 0 {
+        return;
+    }
+    let read = |flags: u8, over: u8, under: u8, count: u32| {
+        let residual = match flags {
+            _ if flags & over != 0 => Residual::Over(count),
+            _ if flags & under != 0 => Residual::Under(count),
+            _ => Residual::None,
+        };
+        match residual_as_read(residual, client) {
+            Residual::Over(count) => (over, count),
+            Residual::Under(count) => (under, count),
+            Residual::None => (0, 0),
+        }
+    };
+    let flags = response.flags;
+    let (out, in_) = (response.data_out_residual.get(), response.data_in_residual.get());
+    let (out_flag, out) =
+        read(flags, response_flag::DATA_OUT_OVER, response_flag::DATA_OUT_UNDER, out);
+    let (in_flag, in_) =
+        read(flags, response_flag::DATA_IN_OVER, response_flag::DATA_IN_UNDER, in_);
+    response.flags = flags & !RESIDUAL_FLAGS | out_flag | in_flag;
+    response.data_out_residual.set(out);
+    response.data_in_residual.set(in_);
+}
+
+/// The flags of an SRP_RSP that tell of residuals.
+const RESIDUAL_FLAGS: u8 = response_flag::DATA_OUT_OVER
+    | response_flag::DATA_OUT_UNDER
+    | response_flag::DATA_IN_OVER
+    | response_flag::DATA_IN_UNDER;
 
 /// How a command ended, as far as [`crq_status`] asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,34 @@ use lunar_srp::iu::{Residual, Response, encode_response};
 use lunar_vscsi::crq::CrqStatus;
 use lunar_vscsi::mad::OsType;
 use lunar_vscsi::response::{
-    ManagementOutcome, Outcome, crq_status, management_code, residual_as_read,
+    ManagementOutcome, Outcome, adapt, crq_status, management_code, residual_as_read,
 };
+
+/// What is encoded for SRP and adapted is what is encoded for the client.
+#[test]
+fn an_adapted_response_is_the_one_that_would_be_encoded() {
+    let residuals = [Residual::None, Residual::Under(5), Residual::Over(7)];
+    for client in [OsType::LINUX, OsType::AIX] {
+        for (out, in_) in residuals.into_iter().flat_map(|out| residuals.map(|in_| (out, in_))) {
+            let encode = |out, in_| {
+                let (tag, sense) = (9, &[0x70, 0, 5][..]);
+                let residuals = Response {
+                    data_out_residual: out,
+                    data_in_residual: in_,
+                    ..Response::default()
+                };
+                let mut iu = [0; 64];
+                let length = encode_response(&Response { tag, sense, ..residuals }, &mut iu);
+                (length, iu)
+            };
+            let (_, mut iu) = encode(out, in_);
+            adapt(&mut iu, client);
+            let as_read = |residual| residual_as_read(residual, client);
+            assert_eq!(iu, encode(as_read(out), as_read(in_)).1, "{client:?} {out:?} {in_:?}");
+        }
+    }
+    adapt(&mut [0xC1; 8], OsType::LINUX);
+}
 
 /// WIRE 5: Linux reads the overflow flags only, and their counts as bytes that were not transferred.
 #[test]
