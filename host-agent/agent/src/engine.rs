@@ -195,10 +195,14 @@ impl Engine {
             core.on_ring_fault(*ring, fault);
         }
         let (open_devices, device_names) = in_order(opened, &configuration);
+        let pr_path = |name: &String| pr_files::path(&tree, name, &pr_dir);
+        let all_paths: Vec<PathBuf> = device_names.iter().map(pr_path).collect();
+        let named =
+            device_names.iter().map(String::as_str).zip(all_paths.iter().map(PathBuf::as_path));
+        pr_files::check_apart(&named.collect::<Vec<_>>()).map_err(anyhow::Error::msg)?;
         let mut pr_paths = BTreeMap::new();
-        for name in &device_names {
+        for (name, path) in device_names.iter().zip(all_paths) {
             let Some(unit) = handles.unit(name) else { continue };
-            let path = pr_files::path(&tree, name, &pr_dir);
             core.restore_reservations(unit, pr_files::restore(&path, name));
             pr_paths.insert(unit, path);
         }

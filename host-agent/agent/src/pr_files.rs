@@ -81,6 +81,11 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     File::open(above)?.sync_all()
 }
 
+/// Suffixes of a version that is being written, of the one before, and of one that cannot be trusted.
+const NEW: &str = ".new";
+const PREVIOUS: &str = ".1";
+const DAMAGED: &str = ".damaged";
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -89,7 +94,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Keeps `bytes` at `path`; without an error they survive a loss of power, with one what was kept before is found.
 pub(crate) fn keep(files: &mut impl Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (new, previous) = (with_suffix(path, ".new"), with_suffix(path, ".1"));
+    let (new, previous) = (with_suffix(path, NEW), with_suffix(path, PREVIOUS));
     let directory = path.parent().unwrap_or(Path::new("/"));
     files.write(&new, bytes)?;
     files.sync(&new)?;
@@ -130,7 +135,7 @@ pub(crate) fn find(files: &mut impl Files, path: &Path, device: &str) -> Found {
         Ok(record) => return Found::Newest(Box::new(record)),
         Err(why) => why,
     };
-    let previous = load(files, &with_suffix(path, ".1"), device);
+    let previous = load(files, &with_suffix(path, PREVIOUS), device);
     match (newest, previous) {
         (NotLoaded::Missing, Err(NotLoaded::Missing)) => Found::Nothing,
         // Not for this version to judge, and so not what it replaced either.
@@ -243,6 +248,24 @@ pub(crate) fn path(tree: &Tree, device: &str, directory: &Path) -> PathBuf {
     own.map_or_else(|| directory.join(device.replace('/', "!")), PathBuf::from)
 }
 
+/// No device's versions may be where another's are, as those of `disk` and `disk.1` would be.
+pub(crate) fn check_apart(devices: &[(&str, &Path)]) -> Result<(), String> {
+    let mut owners = BTreeMap::new();
+    for (device, path) in devices {
+        for suffix in ["", NEW, PREVIOUS, DAMAGED] {
+            let version = with_suffix(path, suffix);
+            if let Some(other) = owners.insert(version.clone(), device) {
+                return Err(format!(
+                    "devices {other} and {device} would both keep reservations in {}: give one of them another \
+                     pr_file_name",
+                    version.display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The state that an import brings: the text of SCST's `pr_state`, SCST's file, or Lunar's own.
 pub(crate) fn import(bytes: &[u8]) -> Result<Reservations, String> {
     match Record::decode(bytes) {
@@ -291,7 +314,7 @@ pub(crate) fn restore(path: &Path, device: &str) -> Option<Record> {
             warn!(device, "its reservations are taken from their previous version: {why}");
             // Else it would become the previous version of the next one, in the place of the good one.
             if path.exists()
-                && let Err(error) = Disk.rename(path, &with_suffix(path, ".damaged"))
+                && let Err(error) = Disk.rename(path, &with_suffix(path, DAMAGED))
             {
                 warn!(device, "{}: it cannot be put aside: {error}", path.display());
             }

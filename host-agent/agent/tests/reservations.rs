@@ -279,6 +279,43 @@ fn one_registrant_more_than_there_is_room_for_changes_nothing() {
     assert_eq!(bench.register(1, 0xA1), GOOD);
 }
 
+/// SPC-4 6.16.1 and 6.16.3.
+#[test]
+fn parameter_lists_that_lie_about_their_length_change_nothing() {
+    const LIST_LENGTH_ERROR: Ended = (2, (5, 0x1A, 0));
+    const INVALID_FIELD_IN_PARAMETER_LIST: Ended = (2, (5, 0x26, 0));
+    const SPEC_I_PT: u8 = 8;
+    let mut bench = Bench::start(1);
+    assert_eq!(bench.register(1, 0xA1), GOOD);
+    let plain = [0xA1_u64.to_be_bytes(), 0xB2_u64.to_be_bytes(), [0; 8]].concat();
+    let mut listed = [&plain[..], &[0, 0, 0, 24], &[0; 24]].concat();
+    (listed[20], listed[28]) = (SPEC_I_PT, 4);
+    let with = |byte: usize, value: u8| {
+        let mut list = listed.clone();
+        list[byte] = value;
+        list
+    };
+    for (told, list, expected) in [
+        (24, plain[..10].to_vec(), LIST_LENGTH_ERROR),
+        (10, plain.clone(), LIST_LENGTH_ERROR),
+        (25, plain.clone(), LIST_LENGTH_ERROR),
+        (u32::MAX, plain.clone(), LIST_LENGTH_ERROR),
+        // Longer than any list that is looked at.
+        (70_000, vec![0; 70_000], LIST_LENGTH_ERROR),
+        // Of TransportIDs: more than there are, cut, and of no protocol.
+        (52, with(27, 25), LIST_LENGTH_ERROR),
+        (52, with(27, 20), LIST_LENGTH_ERROR),
+        (52, with(28, 3), INVALID_FIELD_IN_PARAMETER_LIST),
+    ] {
+        let mut cdb = [0x5F, REGISTER, 0, 0, 0, 0, 0, 0, 0, 0];
+        cdb[5..9].copy_from_slice(&told.to_be_bytes());
+        let bytes = list.len();
+        assert_eq!(bench.command(1, &cdb, &list).0, expected, "{told} of {bytes} bytes");
+    }
+    assert_eq!(bench.keys(), [0xA1]);
+    assert_eq!(bench.read(READ_FULL_STATUS, 65_535).1[..4], [0, 0, 0, 1], "PRGENERATION");
+}
+
 /// Registers while `obstacle` is in the way, and again when `remove` has taken it away.
 fn refused_and_then_not(obstacle: fn(&Board), remove: fn(&Board), reason: &str) {
     let mut bench = Bench::start(3);
@@ -342,6 +379,27 @@ fn once_there_is_room_the_same_agent_goes_on() {
     fs::remove_file(bench.board.path("pr/disk.new")).unwrap();
     assert_eq!(bench.register(1, 0xA1), GOOD);
     assert_eq!(bench.keys(), [0xA1]);
+}
+
+/// The version before of `disk` is `disk.1`.
+#[test]
+fn two_devices_never_share_a_file() {
+    let other = |attribute: &str| {
+        let device =
+            format!("DEVICE disk.1 {{\nsize_mb 16\nlunar_backend host\n{attribute}\n}}\n}}");
+        CONFIGURATION.replacen("    }\n}", &format!("    }}\n{device}"), 1)
+    };
+    let mut board = Board::start(&other(""));
+    assert!(!board.agent.wait().unwrap().success());
+    let log = board.log();
+    for words in ["devices disk and disk.1", "pr/disk.1", "another pr_file_name"] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let path = elsewhere.path().join("pr");
+    let board = Board::start(&other(&format!("pr_file_name {}", path.display())));
+    let (_, configuration) = Card::connect(&board).meet(41, false);
+    assert_eq!(configuration.units.len(), 2);
 }
 
 fn damage(board: &Board, version: &str) {
