@@ -243,6 +243,17 @@ pub struct ConnectRequest<C> {
     pub device: u16,
 }
 
+/// A request whose response is about to be posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnsweredRequest {
+    /// Its tag.
+    pub tag: u64,
+    /// A command's operation code; zero of anything else.
+    pub operation_code: u8,
+    /// Bytes that the initiator offered for data, in either direction.
+    pub offered_bytes: u32,
+}
+
 /// What becomes of a message that [`Hca::deliver`] was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -315,6 +326,15 @@ pub trait Hca {
     /// that are owed go back with the next response.
     const TAKES_REQUESTS: bool = true;
 
+    /// Under which number REPORT LUNS, sent to unit `asked` (`None`: no unit is there), tells a peer of unit `number`;
+    /// `None`: not at all.
+    #[inline]
+    #[must_use]
+    fn reported_lun(number: u16, asked: Option<u16>) -> Option<u16> {
+        let _ = asked;
+        Some(number)
+    }
+
     /// A tick begins at this time.
     #[inline]
     fn begin_tick(&mut self, now: Nanoseconds) {
@@ -328,9 +348,9 @@ pub trait Hca {
         Delivery::Message(completion.length)
     }
 
-    /// The response to the request with `tag` is encoded in `iu`, and is posted next.
-    fn prepare_answer(&mut self, qp: QpHandle, tag: u64, iu: &mut [u8]) {
-        let _ = (qp, tag, iu);
+    /// The response to `request` is encoded in `iu`, and is posted next.
+    fn prepare_answer(&mut self, qp: QpHandle, request: AnsweredRequest, iu: &mut [u8]) {
+        let _ = (qp, request, iu);
     }
 
     /// The request with `tag` is over and gets no response.

@@ -16,9 +16,9 @@ mod memory;
 
 pub use dma::{Dma, DmaCompletion, DmaError, DmaOperation, DmaRequest, HostAddress};
 pub use hca::{
-    CmError, CmEvent, CompletionStatus, ConnectRequest, Delivery, Hca, HcaAttributes, Listener,
-    PeerAddress, PostError, PrivateData, QpHandle, QpParameters, ReceiveRequest, RemoteAddress,
-    SendOperation, SendRequest, Sge, WorkCompletion, WorkRequestId,
+    AnsweredRequest, CmError, CmEvent, CompletionStatus, ConnectRequest, Delivery, Hca,
+    HcaAttributes, Listener, PeerAddress, PostError, PrivateData, QpHandle, QpParameters,
+    ReceiveRequest, RemoteAddress, SendOperation, SendRequest, Sge, WorkCompletion, WorkRequestId,
 };
 pub use hypervisor::{
     Hypervisor, HypervisorError, HypervisorEvent, HypervisorOperation, HypervisorRequest,

@@ -6,8 +6,8 @@
 
 use lunar_dma::slots::SlotId;
 use lunar_platform::{
-    CompletionStatus, Delivery, Hca, Platform, Region, RemoteAddress, SendOperation, SendRequest,
-    Sge, WorkCompletion, WorkRequestId,
+    AnsweredRequest, CompletionStatus, Delivery, Hca, Platform, Region, RemoteAddress,
+    SendOperation, SendRequest, Sge, WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
 use lunar_scsi::sense::Sense;
@@ -515,9 +515,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         task.batch = Batch::Response(writes);
         let length = self.encode_response();
         if P::Hca::SHOWS_IUS {
-            let place = self.id.index as usize * RESPONSE_STRIDE;
-            let iu = self.kit.response_region.bytes_mut(place, length as usize);
-            self.kit.hca.prepare_answer(self.channel.qp, self.task.tag, iu);
+            self.show_response(length);
         }
         let response = self.response_request(length);
         if receive != NONE {
@@ -566,6 +564,19 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
             local: Sge { address: region.base() + place as u64, length, key: region.key() },
             signaled: true,
         }
+    }
+
+    /// Shows the provider the response of `length` bytes.
+    fn show_response(&mut self, length: u32) {
+        let task = &*self.task;
+        let place = self.id.index as usize * RESPONSE_STRIDE;
+        let iu = self.kit.response_region.bytes_mut(place, length as usize);
+        let request = AnsweredRequest {
+            tag: task.tag,
+            operation_code: task.cdb.first().copied().filter(|_| task.cdb_bytes > 0).unwrap_or(0),
+            offered_bytes: task.data_in.total_bytes().max(task.data_out.total_bytes()),
+        };
+        self.kit.hca.prepare_answer(self.channel.qp, request, iu);
     }
 
     /// Encodes the SRP_RSP into the slot's response buffer. Gives its length.

@@ -20,10 +20,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lunar_platform::{
-    CmError, CmEvent, CompletionStatus, ConnectRequest, Delivery, Hca, HcaAttributes, Hypervisor,
-    HypervisorEvent, HypervisorOperation, HypervisorRequest, Listener, Nanoseconds, PeerAddress,
-    PostError, PrivateData, QpHandle, QpParameters, ReceiveRequest, SendOperation, SendRequest,
-    Sge, UnitAddress, WorkCompletion, WorkRequestId,
+    AnsweredRequest, CmError, CmEvent, CompletionStatus, ConnectRequest, Delivery, Hca,
+    HcaAttributes, Hypervisor, HypervisorEvent, HypervisorOperation, HypervisorRequest, Listener,
+    Nanoseconds, PeerAddress, PostError, PrivateData, QpHandle, QpParameters, ReceiveRequest,
+    SendOperation, SendRequest, Sge, UnitAddress, WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
 use lunar_srp::login::{LoginReject, LoginRequest, PortId};
@@ -32,6 +32,7 @@ use lunar_vscsi::adapter::{Action, Actions, Adapter, Event, Reason, Taken};
 use lunar_vscsi::crq::{Answer, CrqStatus, Entry, IuKind, Request};
 use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
 use lunar_vscsi::mad::{HEADER_BYTES, Mad, MadStatus, PAYLOAD_BYTES_MAX, ServerPartition, Step};
+use lunar_vscsi::response;
 
 /// Most bytes of one H_COPY_RDMA.
 pub const COPY_BYTES_MAX: u32 = 128 << 10;
@@ -928,6 +929,11 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
         self.hypervisor.event_fd()
     }
 
+    fn reported_lun(number: u16, asked: Option<u16>) -> Option<u16> {
+        let asked = lunar_vscsi::lun::Destination::Unit(asked?);
+        lunar_vscsi::lun::reported(number, asked).and_then(lun::decode)
+    }
+
     fn begin_tick(&mut self, now: Nanoseconds) {
         self.now = now.0;
     }
@@ -955,7 +961,8 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
         Delivery::Kept
     }
 
-    fn prepare_answer(&mut self, qp: QpHandle, tag: u64, iu: &mut [u8]) {
+    fn prepare_answer(&mut self, qp: QpHandle, request: AnsweredRequest, iu: &mut [u8]) {
+        let AnsweredRequest { tag, operation_code, offered_bytes } = request;
         let Some(link) = self.link_of(qp).filter(|link| !self.links[*link].is_over) else { return };
         let entry = &mut self.links[link];
         let Some(place) = entry.requests.iter().position(|(known, _)| *known == tag) else {
@@ -968,9 +975,10 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
             entry.adapter.owe();
         }
         let _ = entry.adapter.answer_delta();
-        lunar_vscsi::response::adapt(iu, entry.adapter.client());
-        let iu_bytes = u16::try_from(iu.len()).unwrap_or(0);
-        let (kind, status) = (IuKind::Srp, CrqStatus::Ok);
+        let fast_fail = entry.adapter.fast_fail();
+        let status = response::status_of(iu, operation_code, offered_bytes, fast_fail);
+        response::adapt(iu, entry.adapter.client());
+        let (kind, iu_bytes) = (IuKind::Srp, u16::try_from(iu.len()).unwrap_or(0));
         entry.answer = Some((address, Entry::answer(Answer { kind, status, iu_bytes, tag })));
     }
 

@@ -87,6 +87,39 @@ pub fn crq_status(outcome: &Outcome, fast_fail: bool) -> CrqStatus {
     if fast_fail && is_path_failure(outcome) { CrqStatus::AdapterFail } else { CrqStatus::Ok }
 }
 
+/// [`crq_status`] of an encoded SRP_RSP, before [`adapt`]; a task management function's, and what is too short for a
+/// response, are OK.
+#[must_use]
+pub fn status_of(iu: &[u8], operation_code: u8, offered_bytes: u32, fast_fail: bool) -> CrqStatus {
+    let Ok((response, rest)) = wire::Response::ref_from_prefix(iu) else { return CrqStatus::Ok };
+    if !fast_fail || Status::from_code(response.status) != Some(Status::CheckCondition) {
+        return CrqStatus::Ok;
+    }
+    let before = usize::try_from(response.response_bytes.get()).unwrap_or(usize::MAX);
+    let sense = rest.get(before..).unwrap_or(&[]);
+    // Descriptor format has the key a byte earlier than fixed format (SPC-6 4.4).
+    let key = match sense {
+        [0x72 | 0x73, key, ..] | [_, _, key, ..] => key & 0xF,
+        _ => 0,
+    };
+    let residual = match response.flags {
+        flags if flags & (response_flag::DATA_OUT_OVER | response_flag::DATA_IN_OVER) != 0 => {
+            Residual::Over(0)
+        }
+        flags if flags & response_flag::DATA_OUT_UNDER != 0 => {
+            Residual::Under(response.data_out_residual.get())
+        }
+        flags if flags & response_flag::DATA_IN_UNDER != 0 => {
+            Residual::Under(response.data_in_residual.get())
+        }
+        _ => Residual::None,
+    };
+    let sense_key = (key == SenseKey::HardwareError as u8).then_some(SenseKey::HardwareError);
+    let status = Status::CheckCondition;
+    let outcome = Outcome { operation_code, status, sense_key, residual, offered_bytes };
+    crq_status(&outcome, fast_fail)
+}
+
 fn is_path_failure(outcome: &Outcome) -> bool {
     let whole = match outcome.residual {
         Residual::None => true,

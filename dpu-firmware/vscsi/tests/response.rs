@@ -6,8 +6,33 @@ use lunar_srp::iu::{Residual, Response, encode_response};
 use lunar_vscsi::crq::CrqStatus;
 use lunar_vscsi::mad::OsType;
 use lunar_vscsi::response::{
-    ManagementOutcome, Outcome, adapt, crq_status, management_code, residual_as_read,
+    ManagementOutcome, Outcome, adapt, crq_status, management_code, residual_as_read, status_of,
 };
+
+/// WIRE 7, from the bytes of a response: either form of sense, and what was moved.
+#[test]
+fn wire_7_fast_fail_is_seen_in_an_encoded_response() {
+    let fixed = [0x70, 0, 4, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x44, 0];
+    let descriptor = [0x72, 4, 0x44, 0, 0, 0, 0, 0];
+    let medium_error = [0x70, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 0];
+    let status = |sense: &[u8], data_in_residual, operation_code, fast_fail| {
+        let status = Status::CheckCondition as u8;
+        let response = Response { status, sense, data_in_residual, ..Response::default() };
+        let mut iu = [0; 128];
+        let length = encode_response(&response, &mut iu).expect("it fits");
+        status_of(&iu[..length], operation_code, 4096, fast_fail)
+    };
+    let none = Residual::Under(4096);
+    for sense in [&fixed[..], &descriptor] {
+        assert_eq!(status(sense, none, 0x28, true), CrqStatus::AdapterFail);
+        assert_eq!(status(sense, Residual::None, 0x8A, true), CrqStatus::AdapterFail);
+        assert_eq!(status(sense, Residual::Under(512), 0x28, true), CrqStatus::Ok, "a part");
+        assert_eq!(status(sense, none, 0x12, true), CrqStatus::Ok, "INQUIRY");
+        assert_eq!(status(sense, none, 0x28, false), CrqStatus::Ok, "not asked for");
+    }
+    assert_eq!(status(&medium_error, none, 0x28, true), CrqStatus::Ok);
+    assert_eq!(status_of(&[0xC1; 8], 0x28, 0, true), CrqStatus::Ok);
+}
 
 /// What is encoded for SRP and adapted is what is encoded for the client.
 #[test]

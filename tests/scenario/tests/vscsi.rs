@@ -11,6 +11,7 @@ use lunar_pcie::{
 use lunar_platform::{Nanoseconds, PeerAddress, Platform, UnitAddress};
 use lunar_scenario::{TARGET, configuration, small_limits};
 use lunar_srp::login::PortId;
+use lunar_target::configuration::Lun;
 use lunar_target::{
     AdapterConfig, Coordinator, GroupLimits, GroupParts, PollGroup, VscsiConnection, VscsiListener,
     VscsiPort, mailbox,
@@ -103,6 +104,10 @@ impl Lab {
         let mut lab = Self { group, coordinator, client, read: 0, now: Nanoseconds(0) };
         let mut configuration = configuration(1);
         configuration.targets[0].request_limit = REQUEST_LIMIT;
+        // Unit 2 of target 3 on channel 0, and unit 0 of target 5 on channel 1.
+        for (lun, unit) in [(0x302, 1), (0x520, 2)] {
+            configuration.targets[0].default_luns.push(Lun { lun, unit, read_only: false });
+        }
         lab.coordinator.configure(configuration);
         lab.steps(600);
         lab
@@ -269,6 +274,26 @@ fn commands_data_and_sense_go_as_over_srp() {
     let beyond = lab.command(0, &[0x28, 0, 0xFF, 0, 0, 0, 0, 0, 1, 0], Some((Way::In, 512))).scsi();
     assert_eq!(beyond, (2, [5, 0x21, 0]), "past the end");
     assert_eq!(lab.command(5, &[0; 6], None).scsi(), (2, [5, 0x25, 0]), "nobody there");
+}
+
+/// WIRE 5: a client asks each of its targets, and reads the list as the units of that one.
+#[test]
+fn report_luns_tells_of_the_target_that_is_asked() {
+    let mut lab = Lab::logged_in();
+    let mut report = |number| {
+        let cdb = [0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+        assert_eq!(lab.command(number, &cdb, Some((Way::In, 64))).scsi(), GOOD);
+        let data = lab.data(64);
+        let bytes = u32::from_be_bytes(data[..4].try_into().expect("four")) as usize;
+        let entries = data[8..8 + bytes].chunks(8);
+        entries.map(|entry| u16::from_be_bytes([entry[0], entry[1]])).collect::<Vec<u16>>()
+    };
+    assert_eq!(report(0), [0, 1]);
+    assert_eq!(report(0x302), [0, 2]);
+    assert_eq!(report(0x520), [0]);
+    assert_eq!(report(0x700), [0], "nobody is there");
+    assert_eq!(lab.command(0x302, &[0; 6], None).scsi(), (2, [6, 0x29, 1]));
+    assert_eq!(lab.command(0x302, &[0; 6], None).scsi(), GOOD);
 }
 
 /// WIRE 5: Linux finds a short transfer in the overflow flag. The client here did not say that it is Linux.
