@@ -324,13 +324,16 @@ pub trait Hca {
 
     /// Whether peers take requests of the target: SRP_CRED_REQ, SRP_AER_REQ and SRP_T_LOGOUT. Where they do not, credits
     /// that are owed go back with the next response.
-    const TAKES_REQUESTS: bool = true;
+    #[inline]
+    fn takes_requests(&self) -> bool {
+        true
+    }
 
     /// Under which number REPORT LUNS, sent to unit `asked` (`None`: no unit is there), tells a peer of unit `number`;
     /// `None`: not at all.
     #[inline]
     #[must_use]
-    fn reported_lun(number: u16, asked: Option<u16>) -> Option<u16> {
+    fn reported_lun(&self, number: u16, asked: Option<u16>) -> Option<u16> {
         let _ = asked;
         Some(number)
     }

@@ -195,7 +195,7 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
     /// an SRP_CRED_REQ does (SRP 6.10), in the task's own slot and place of the send queue. Gives
     /// whether it was posted; then the slot stays claimed until its SEND completed.
     pub(crate) fn request_credit(&mut self) -> bool {
-        if !self.channel.is_open() || !P::Hca::TAKES_REQUESTS {
+        if !self.channel.is_open() || !self.kit.hca.takes_requests() {
             return false;
         }
         let Some(delta) = self.channel.credit.credit_request_delta() else { return false };

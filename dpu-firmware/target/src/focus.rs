@@ -457,8 +457,8 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let bytes = task.wanted_bytes.min(buffer.bytes());
         let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
         let asked = self.nexus.luns.get(task.lun as usize).map(|lun| lun.number);
-        let mut luns =
-            self.nexus.numbers().filter_map(|number| P::Hca::reported_lun(number, asked));
+        let hca = &self.kit.hca;
+        let mut luns = self.nexus.numbers().filter_map(|number| hca.reported_lun(number, asked));
         let configuration = &self.kit.configuration;
         let length = match parameter {
             Parameter::TargetPortGroups { extended, .. } => {

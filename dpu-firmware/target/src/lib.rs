@@ -23,6 +23,7 @@ mod report;
 mod resume;
 mod srp_port;
 mod task;
+mod transport;
 mod vscsi_port;
 
 pub mod configuration;
@@ -36,4 +37,5 @@ pub use agent_link::AgentLink;
 pub use coordinator::{Coordinator, GroupLink, Report, group_of, mailbox};
 pub use poll_group::{Activity, GroupLimits, GroupParts, PollGroup};
 pub use task::State;
+pub use transport::{Transport, TransportConnection, TransportListener};
 pub use vscsi_port::{AdapterConfig, VscsiConnection, VscsiListener, VscsiPort};

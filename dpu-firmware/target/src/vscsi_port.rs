@@ -809,7 +809,10 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
     type Connection = VscsiConnection;
 
     const SHOWS_IUS: bool = true;
-    const TAKES_REQUESTS: bool = false;
+
+    fn takes_requests(&self) -> bool {
+        false
+    }
 
     fn attributes(&self) -> HcaAttributes {
         self.attributes
@@ -929,7 +932,7 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
         self.hypervisor.event_fd()
     }
 
-    fn reported_lun(number: u16, asked: Option<u16>) -> Option<u16> {
+    fn reported_lun(&self, number: u16, asked: Option<u16>) -> Option<u16> {
         let asked = lunar_vscsi::lun::Destination::Unit(asked?);
         lunar_vscsi::lun::reported(number, asked).and_then(lun::decode)
     }

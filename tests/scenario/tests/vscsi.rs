@@ -1,33 +1,35 @@
-//! VSCSI on the whole card: a client partition on the emulated hypervisor, the real poll group with its VSCSI port,
-//! and units on the card. What the client sends is what ibmvscsi sends (facts of its trace).
+//! VSCSI on the whole card: a client partition on the emulated hypervisor, the real poll groups, one with the VSCSI port
+//! and one with RDMA, and units on the card. What the client sends is what ibmvscsi sends.
 
+use lunar_hca::{DeviceConfig, Emulated, EmulatedDevice, Fabric};
 use lunar_hypervisor::{
     ClientPartition, EmulatedHypervisor, PAGE_BYTES, SERVER_MAY_READ, SERVER_MAY_WRITE, pair,
 };
+use lunar_initiator::{Config, Event, Initiator, cdbs};
 use lunar_pcie::{
     AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, HintLine, HostSlot,
     PlacementMode,
 };
 use lunar_platform::{Nanoseconds, PeerAddress, Platform, UnitAddress};
-use lunar_scenario::{TARGET, configuration, small_limits};
+use lunar_scenario::{TARGET, attributes, configuration, small_limits, submit};
 use lunar_srp::login::PortId;
 use lunar_target::configuration::Lun;
 use lunar_target::{
-    AdapterConfig, Coordinator, GroupLimits, GroupParts, PollGroup, VscsiConnection, VscsiListener,
-    VscsiPort, mailbox,
+    AdapterConfig, Coordinator, GroupLimits, GroupLink, GroupParts, PollGroup, Transport,
+    TransportConnection, TransportListener, VscsiConnection, VscsiListener, VscsiPort, mailbox,
 };
 use lunar_vscsi::crq::{CrqStatus, Entry, IuKind, Request};
 use lunar_vscsi::hcall::code;
 use lunar_vscsi::mad::{OsType, PartitionName, ServerPartition};
 
-/// A card whose only transport is VSCSI.
+/// A card with both transports.
 struct Card;
 
 impl Platform for Card {
     type Region = CardRegion;
-    type Connection = VscsiConnection;
-    type Listener = VscsiListener;
-    type Hca = VscsiPort<EmulatedHypervisor>;
+    type Connection = TransportConnection<<Emulated as Platform>::Connection, VscsiConnection>;
+    type Listener = TransportListener<<Emulated as Platform>::Listener, VscsiListener>;
+    type Hca = Transport<<Emulated as Platform>::Hca, VscsiPort<EmulatedHypervisor>>;
     type Dma = EmulatedDma;
     type Memory = CardMemory;
 }
@@ -54,7 +56,10 @@ struct Answered {
 }
 
 struct Lab {
-    group: PollGroup<Card>,
+    fabric: Fabric,
+    device: EmulatedDevice,
+    /// RDMA's, then VSCSI's.
+    groups: [PollGroup<Card>; 2],
     coordinator: Coordinator<Card>,
     client: ClientPartition,
     /// Entries that the client has read.
@@ -73,9 +78,15 @@ impl Lab {
             let at = page * PAGE_BYTES;
             assert_eq!(client.put_tce(DATA + at, (DATA_REAL + at) | BOTH), code::SUCCESS);
         }
+        let limits = GroupLimits { slots: 64, ..small_limits() };
+        let fabric = Fabric::in_process();
+        let device = EmulatedDevice::new(DeviceConfig::new("card"));
+        let rdma = device.listener(&fabric, "srp").expect("free");
+        let space = AddressSpace::new();
+        let hca = device.group(attributes(&limits), space.clone()).expect("memory");
+        let (rdma_link, rdma_group) = group(0, Transport::Rdma(hca), space, &limits);
         let space = AddressSpace::new();
         let hypervisor = EmulatedHypervisor::new(space.clone(), vec![server]).expect("descriptors");
-        let limits = GroupLimits { slots: 64, ..small_limits() };
         let adapter = AdapterConfig {
             unit,
             server: ServerPartition {
@@ -91,17 +102,13 @@ impl Lab {
             target_port: TARGET,
             peer: PeerAddress::new("partition 3"),
         };
-        let (port, listener) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 0);
-        let slot = HostSlot::new(PlacementMode::Prompt);
-        let hint = || HintLine::new().expect("descriptors");
-        let dma =
-            EmulatedDma::new(space.clone(), slot.clone(), hint(), hint(), DmaConfig::default());
-        let memory = CardMemory::new(space, Some(slot), Backing::Anonymous, 1 << 28);
-        let (link, inbox, outbox) = mailbox();
-        let parts = GroupParts { index: 0, limits, hca: port, dma, memory, inbox, outbox };
-        let group = PollGroup::new(parts).expect("memory");
-        let coordinator = Coordinator::new(listener, vec![link]);
-        let mut lab = Self { group, coordinator, client, read: 0, now: Nanoseconds(0) };
+        let (port, vscsi) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 1);
+        let (vscsi_link, vscsi_group) = group(1, Transport::Vscsi(port), space, &limits);
+        let links = vec![rdma_link, vscsi_link.on_device(1)];
+        let coordinator = Coordinator::new(TransportListener::new(rdma, vscsi), links);
+        let groups = [rdma_group, vscsi_group];
+        let now = Nanoseconds(0);
+        let mut lab = Self { fabric, device, groups, coordinator, client, read: 0, now };
         let mut configuration = configuration(1);
         configuration.targets[0].request_limit = REQUEST_LIMIT;
         // Unit 2 of target 3 on channel 0, and unit 0 of target 5 on channel 1.
@@ -116,8 +123,11 @@ impl Lab {
     fn steps(&mut self, count: usize) {
         for _ in 0..count {
             self.now = self.now.plus(1_000);
+            self.device.advance(self.now);
             self.coordinator.poll();
-            self.group.tick(self.now);
+            for group in &mut self.groups {
+                group.tick(self.now);
+            }
         }
     }
 
@@ -198,6 +208,22 @@ impl Lab {
         assert!(self.client.memory().read(DATA_REAL, &mut data));
         data
     }
+}
+
+/// Poll group `index` with this transport, and the coordinator's link to it.
+fn group(
+    index: u16,
+    hca: <Card as Platform>::Hca,
+    space: AddressSpace,
+    limits: &GroupLimits,
+) -> (GroupLink<Card>, PollGroup<Card>) {
+    let slot = HostSlot::new(PlacementMode::Prompt);
+    let hint = || HintLine::new().expect("descriptors");
+    let dma = EmulatedDma::new(space.clone(), slot.clone(), hint(), hint(), DmaConfig::default());
+    let memory = CardMemory::new(space, Some(slot), Backing::Anonymous, 1 << 28);
+    let (link, inbox, outbox) = mailbox();
+    let parts = GroupParts { index, limits: limits.clone(), hca, dma, memory, inbox, outbox };
+    (link, PollGroup::new(parts).expect("memory"))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -328,7 +354,7 @@ fn data_outside_the_window_ends_the_connection_and_the_next_one_works() {
     assert_eq!(lab.login().iu[0], 0xC0);
     assert_eq!(lab.command(0, &[0; 6], None).scsi(), (2, [6, 0x29, 1]), "a new nexus");
     lab.steps(50);
-    assert_eq!(lab.group.tasks_in_progress(), 0);
+    assert_eq!(lab.groups[1].tasks_in_progress(), 0);
 }
 
 /// WIRE 5: more requests than credits end the connection, whatever else is in flight.
@@ -344,10 +370,55 @@ fn a_client_that_goes_in_the_middle_leaves_nothing() {
     }
     lab.client.crash();
     lab.steps(2_000);
-    assert_eq!(lab.group.tasks_in_progress(), 0);
-    assert_eq!(lab.group.states(), []);
+    assert_eq!(lab.groups[1].tasks_in_progress(), 0);
+    assert_eq!(lab.groups[1].states(), []);
 }
 
 fn slot_tag(slot: u64) -> [u8; 8] {
     (0x1000 + slot).to_be_bytes()
+}
+
+/// One unit over both transports: what a function over one of them does to it, initiators of the other are told.
+#[test]
+fn wire_5_a_reset_over_vscsi_is_told_over_srp() {
+    let mut lab = Lab::logged_in();
+    let device = EmulatedDevice::new(DeviceConfig::new("initiator"));
+    let config = Config { data_bytes: 4096, ..Config::new(PortId([9; 16]), TARGET) };
+    let mut initiator = Initiator::new(&device, &lab.fabric, "srp", config).expect("memory");
+    let mut events = Vec::new();
+    let mut end = |lab: &mut Lab, initiator: &mut Initiator| {
+        for _ in 0..3_000 {
+            lab.steps(1);
+            device.advance(lab.now);
+            initiator.flush();
+            initiator.poll(&mut events);
+            if let Some(event) = events.pop() {
+                return event;
+            }
+        }
+        panic!("nothing happens");
+    };
+    initiator.login().expect("idle");
+    assert!(matches!(end(&mut lab, &mut initiator), Event::LoggedIn { .. }));
+    let mut ready = |lab: &mut Lab| {
+        submit(&mut initiator, 0, &cdbs::test_unit_ready());
+        match end(lab, &mut initiator) {
+            Event::Response { status: 2, sense: Some(sense), .. } => (sense[12], sense[13]),
+            Event::Response { status: 0, .. } => (0, 0),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ready(&mut lab), (0x29, 1), "a new nexus");
+    assert_eq!(ready(&mut lab), (0, 0));
+    let mut iu = [0; 256];
+    iu[0] = 1;
+    iu[15] = 0x55;
+    iu[20] = 0x80;
+    // LOGICAL UNIT RESET.
+    iu[30] = 0x08;
+    let answer = lab.ask(IuKind::Srp, 2, &iu, 0x55);
+    assert_eq!((answer.status, answer.iu[0]), (CrqStatus::Ok, 0xC1));
+    assert_eq!((answer.iu[18] & 1, &answer.iu[36..40]), (1, &[0; 4][..]), "function complete");
+    assert_eq!(ready(&mut lab), (0x29, 3), "BUS DEVICE RESET FUNCTION OCCURRED");
+    assert_eq!(ready(&mut lab), (0, 0));
 }

@@ -49,7 +49,7 @@ const ROWS: &[Row] = &[
     row("vscsi", &["srp", "scsi"], &[], Only(&["zerocopy"])),
     row("dma", &["platform"], &["pcie"], Only(&[])),
     row("backend", &["offload-proto", "platform", "dma"], &["pcie"], Only(&["zerocopy"])),
-    row("target", &["scsi", "srp", "platform", "dma", "backend", "offload-proto"],
+    row("target", &["scsi", "srp", "vscsi", "platform", "dma", "backend", "offload-proto"],
         &["pcie", "hca", "initiator"], Only(&["rtrb"])),
     row("verbs-ibv-sys", &[], &[], Only(&["libc"])),
     // Also the host's end of the way into its memory, for the keeper.
@@ -77,8 +77,8 @@ const ROWS: &[Row] = &[
     row("board", &["platform", "hca", "pcie", "initiator", "scsi", "srp", "dma", "backend", "target",
         "firmware", "core", "handlers", "mgmt", "agent", "keeper", "cli", "offload-proto"], &[], Any),
     // The tests: everything, except that xtask must build when nothing else does.
-    row("scenario", &["platform", "hca", "pcie", "initiator", "sim", "board", "scsi", "srp", "dma",
-        "backend", "target", "firmware", "core", "handlers", "mgmt", "agent", "keeper", "cli",
+    row("scenario", &["platform", "hca", "pcie", "hypervisor", "initiator", "sim", "board", "scsi", "srp",
+        "vscsi", "dma", "backend", "target", "firmware", "core", "handlers", "mgmt", "agent", "keeper", "cli",
         "offload-proto"], &[], Any),
     row("conformance", &["platform", "scsi", "srp", "verbs-ibv", "verbs-ibv-sys"], &[], Any),
     row("xtask", &[], &[], Only(&["anyhow", "clap", "serde_json"])),
