@@ -298,12 +298,14 @@ impl Configuration {
         self.port_group(target, unit).map_or(AccessState::Active, |group| group.state)
     }
 
-    /// The nexus of an SRP initiator port at a target, as reservations name it.
+    /// The nexus of an initiator port at a target, as reservations name it.
     #[must_use]
     pub fn reserving_nexus(&self, initiator: &PortId, target: u32) -> Nexus {
+        let target = self.target(target);
+        let driver = target.map_or("", |target| target.driver.as_str());
         Nexus {
-            initiator: TransportId::srp(initiator.0),
-            target_port: self.target(target).map_or(0, |target| target.relative_target_port),
+            initiator: TransportId::of_port(driver, initiator.0),
+            target_port: target.map_or(0, |target| target.relative_target_port),
         }
     }
 

@@ -149,13 +149,17 @@ impl Core {
         let targets = &self.units.message()?.targets;
         let target = targets.iter().find(|target| target.handle == known.target)?;
         let target_port = u16::try_from(target.relative_target_port).ok()?;
-        Some(Nexus { initiator: TransportId::srp(known.initiator_port_id), target_port })
+        let initiator = TransportId::of_port(&target.driver, known.initiator_port_id);
+        Some(Nexus { initiator, target_port })
     }
 
     fn target_ports(&self) -> Vec<TargetPort> {
         let targets = self.units.message().map_or(&[][..], |message| &message.targets);
-        let ids = targets.iter().filter_map(|target| target.relative_target_port.try_into().ok());
-        ids.map(|id| TargetPort { id, protocol: Protocol::Srp }).collect()
+        let ports = targets.iter().filter_map(|target| {
+            let id = target.relative_target_port.try_into().ok()?;
+            Some(TargetPort { id, protocol: Protocol::of_driver(&target.driver) })
+        });
+        ports.collect()
     }
 
     /// PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE. Who only asks waits for changes under way too: what it

@@ -20,6 +20,14 @@ pub enum Protocol {
     Vscsi = 0xF,
 }
 
+impl Protocol {
+    /// That of the target ports of a target driver, by SCST's name for it.
+    #[must_use]
+    pub fn of_driver(driver: &str) -> Self {
+        if driver == "ibmvstgt" { Self::Vscsi } else { Self::Srp }
+    }
+}
+
 /// An initiator port, as SPC-6 names it.
 ///
 /// Reserved bits and bytes are zero and iSCSI names are lower case, so that one port has one form and
@@ -85,6 +93,23 @@ impl TransportId {
         put(&mut bytes, 16, &partition.to_be_bytes());
         put(&mut bytes, 20, &unit_address.to_be_bytes());
         Self(Box::new(bytes))
+    }
+
+    /// An initiator port as card and host name it: by the 16 bytes of its port identifier, at a target of this driver.
+    /// What `ibmvstgt` serves is a client partition's adapter, named by bytes 8 to 23 of its TransportID.
+    #[must_use]
+    pub fn of_port(driver: &str, port: [u8; 16]) -> Self {
+        match (Protocol::of_driver(driver), parse_vscsi(&port)) {
+            (Protocol::Vscsi, Ok(id)) => id,
+            _ => Self::srp(port),
+        }
+    }
+
+    /// The port identifier for [`Self::of_port`] of a client partition's adapter.
+    #[must_use]
+    pub fn vscsi_port(partition: u32, unit_address: u32) -> [u8; 16] {
+        let id = Self::vscsi(partition, unit_address);
+        id.as_bytes().get(8..).and_then(|name| name.try_into().ok()).unwrap_or_default()
     }
 
     /// The TransportID that `bytes` begin with, and the bytes that it takes.
@@ -240,5 +265,18 @@ impl fmt::Display for TransportId {
 impl fmt::Debug for TransportId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_named_as_its_targets_driver_has_it() {
+        let port = TransportId::vscsi_port(3, 0x3000_0002);
+        assert_eq!(TransportId::of_port("ibmvstgt", port), TransportId::vscsi(3, 0x3000_0002));
+        assert_eq!(TransportId::of_port("ib_srpt", port), TransportId::srp(port));
+        assert_eq!(TransportId::of_port("ibmvstgt", [7; 16]), TransportId::srp([7; 16]));
     }
 }
