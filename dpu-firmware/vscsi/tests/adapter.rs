@@ -395,6 +395,59 @@ fn wire_8_the_whole_event_table() {
     assert_eq!(changes, CHANGES, "pairs of {} that change something", ROWS.len() * columns.len());
 }
 
+/// The data path's shortcuts: in every row they do what the events do, or nothing.
+#[test]
+fn the_data_paths_shortcuts_do_what_the_events_do() {
+    let now = NOW;
+    let mut short = 0;
+    for row in ROWS {
+        for incoming in [
+            request(IuKind::Srp, 256),
+            request(IuKind::Srp, 1),
+            request(IuKind::Mad, 256),
+            request(IuKind::Srp, 0),
+            request(IuKind::Srp, 257),
+        ] {
+            let Incoming::Request(request) = incoming else { unreachable!() };
+            let (mut quick, mut slow) = (in_row(row), in_row(row));
+            if quick.take_request(&request) {
+                let actions = slow.on_event(Event::Arrived(incoming), now);
+                assert_eq!(Vec::from_iter(actions), [Action::Fetch(request)], "{row:?}");
+                short += 1;
+            }
+            assert_eq!(quick, slow, "{row:?}");
+        }
+        let (mut quick, mut slow) = (in_row(row), in_row(row));
+        if quick.end_request() {
+            assert!(slow.on_event(Event::RequestEnded, now).is_empty(), "{row:?}");
+            short += 1;
+        }
+        assert_eq!(quick, slow, "{row:?}");
+        for iu in [command_iu(), abort_iu(), login_iu(), vec![2; 47], vec![2; 256], vec![]] {
+            let (mut quick, mut slow) = (in_row(row), in_row(row));
+            if let Some(head) = quick.take_command(&iu) {
+                match slow.on_iu(IuKind::Srp, &iu, now) {
+                    Taken::Command(other) => assert_eq!(head.tag(), other.tag()),
+                    other => panic!("{row:?}: {other:?}"),
+                }
+                short += 1;
+            }
+            assert_eq!(quick, slow, "{row:?}");
+        }
+    }
+    // Two requests for LoggedIn and Busy each, one end for Busy, one command for each row that is logged in.
+    assert_eq!(short, 2 * 2 + 1 + 4);
+    // Over the limit nothing is taken.
+    let mut adapter = in_row(Row::LoggedIn);
+    let iu = command_iu();
+    for _ in 0..REQUEST_LIMIT {
+        assert!(adapter.take_command(&iu).is_some());
+    }
+    let before = adapter.clone();
+    assert!(adapter.take_command(&iu).is_none());
+    assert_eq!(adapter, before);
+}
+
 /// Pairs of the table that change something, so that the table cannot be emptied by a careless pattern.
 const CHANGES: usize = 136;
 
