@@ -6,8 +6,8 @@ mod rig;
 use lunar_srp::iu::{self, BufferLayout, CommandLayout, SolicitedNotification};
 use lunar_srp::wire::opcode;
 use lunar_vscsi::adapter::{
-    Action, Adapter, After, CALL_PATIENCE_NS, Event, REGISTER_PAUSE_NS, Reason, SEND_PATIENCE_NS,
-    SEND_RETRY_NS, SUSPEND_NS, State, Taken,
+    Action, Adapter, After, CALL_PATIENCE_NS, CALL_RETRY_NS_MAX, Event, REGISTER_PAUSE_NS, Reason,
+    SEND_PATIENCE_NS, SEND_RETRY_NS, SUSPEND_NS, State, Taken,
 };
 use lunar_vscsi::crq::{Entry, Incoming, IuKind, Numbering, Request, TransportEvent};
 use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
@@ -618,6 +618,73 @@ fn wire_8_a_client_that_starts_over_has_missed_nothing() {
     }
 }
 
+/// The hypervisor is not told of a client that went before it could be suspended.
+#[test]
+fn wire_8_a_client_that_went_is_not_ready_for_suspend() {
+    let prepare = Incoming::Transport(TransportEvent::PrepareForSuspend);
+    let gone = Incoming::Transport(TransportEvent::PartnerFailed);
+    let mut rig = busy();
+    rig.arrived(prepare);
+    rig.arrived(gone);
+    assert_eq!(rig.ended(), []);
+    let mut rig = busy();
+    rig.arrived(Incoming::Unknown);
+    rig.arrived(prepare);
+    rig.arrived(gone);
+    assert_eq!(rig.ended(), []);
+}
+
+/// Whoever went, or came back to another queue, is not suspended any more: its PING is answered.
+#[test]
+fn wire_8_a_suspension_ends_with_the_client_and_with_the_queue() {
+    let prepare = Incoming::Transport(TransportEvent::PrepareForSuspend);
+    let mut rig = waiting();
+    rig.arrived(prepare);
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), []);
+    rig.arrived(Incoming::Transport(TransportEvent::PartnerDeregistered));
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), [Action::Send(PING.ping_response())]);
+    let mut rig = logged_in();
+    rig.arrived(prepare);
+    rig.arrived(Incoming::Unknown);
+    rig.freed(Freed::Done);
+    rig.registered(Registered::PartnerAbsent);
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), [Action::Send(PING.ping_response())]);
+}
+
+/// Nothing of a connection is left in the next one: no datagram outstanding, no client, no full queue.
+#[test]
+fn wire_8_a_new_connection_knows_nothing_of_the_old_one() {
+    let mad = request(IuKind::Mad, 256);
+    let mut rig = busy();
+    rig.on(Event::AnswerSent(Sent::QueueFull));
+    rig.arrived(mad);
+    rig.arrived(Incoming::Init);
+    rig.ended();
+    rig.ended();
+    rig.now += SEND_PATIENCE_NS;
+    assert!(matches!(rig.sent(Sent::QueueFull)[..], [Action::SendAgain(_)]), "the first time");
+    rig.sent(Sent::Delivered);
+    assert_eq!(rig.request(IuKind::Mad, &mad_iu(MadKind::AdapterInformation, 148)), []);
+    let iu = mad_iu(MadKind::AdapterInformation, 148);
+    let Taken::Mad(mad_read, _) = rig.adapter.on_iu(IuKind::Mad, &iu, rig.now) else { panic!() };
+    let mut payload = rig::server().adapter_information().to_bytes();
+    rig.adapter.answer_mad(&mad_read, &mut payload);
+    assert_eq!(rig.adapter.client(), OsType::AIX);
+    rig.arrived(Incoming::Init);
+    assert_eq!(rig.adapter.client(), OsType::default());
+    // The same after a logout with a datagram in flight.
+    let mut rig = logged_in();
+    rig.arrived(mad);
+    let mut iu = vec![0; 256];
+    iu::encode_logout(8, &mut iu).expect("fits");
+    rig.arrived(request(IuKind::Srp, 256));
+    rig.fetching.swap(0, 1);
+    rig.fetched(&iu);
+    rig.ended();
+    assert_eq!(rig.adapter.state(), State::Connected);
+    assert!(matches!(rig.arrived(mad)[..], [Action::Fetch(_)]));
+}
+
 /// WIRE 8: H_DROPPED is tried again every 5 us for at most 30 s; what is delivered starts the time anew.
 #[test]
 fn wire_8_a_full_queue_is_tried_again_for_30_s() {
@@ -660,6 +727,27 @@ fn wire_8_a_queue_that_comes_to_no_connection_is_registered_once_a_second() {
     }
 }
 
+/// Connections that came to be are another matter, and so is an adapter that is enabled anew.
+#[test]
+fn wire_8_a_queue_after_a_connection_is_registered_at_once() {
+    let mut rig = connected();
+    for _ in 0..4 {
+        rig.arrived(Incoming::Unknown);
+        assert_eq!(rig.freed(Freed::Done), [Action::Register]);
+        rig.registered(Registered::PartnerAbsent);
+        rig.arrived(Incoming::Init);
+        rig.sent(Sent::Delivered);
+    }
+    let mut rig = Rig::new();
+    for _ in 0..3 {
+        rig.on(Event::Enable);
+        assert_eq!(rig.registered(Registered::AlreadyRegistered), [Action::Free]);
+        assert_eq!(rig.freed(Freed::Done), [Action::Register], "an earlier server's");
+        rig.on(Event::Disable);
+        rig.disable();
+    }
+}
+
 /// WIRE 2: BUSY and LONG BUSY are repeated, and not for ever.
 #[test]
 fn wire_2_a_busy_hypervisor_is_asked_again_and_then_given_up() {
@@ -670,6 +758,11 @@ fn wire_2_a_busy_hypervisor_is_asked_again_and_then_given_up() {
     assert_eq!(rig.adapter.deadline(), Some(begin + MILLISECOND_NS));
     assert_eq!(rig.on(Event::Time), [], "not yet");
     rig.now += MILLISECOND_NS;
+    assert_eq!(rig.on(Event::Time), [Action::Register]);
+    // A hundred seconds are a hint, and a long one.
+    rig.registered(Registered::from_code(9905));
+    assert_eq!(rig.adapter.deadline(), Some(rig.now + CALL_RETRY_NS_MAX));
+    rig.now += CALL_RETRY_NS_MAX;
     assert_eq!(rig.on(Event::Time), [Action::Register]);
     rig.now = begin + CALL_PATIENCE_NS;
     let busy = rig.registered(Registered::Busy(MILLISECOND_NS));

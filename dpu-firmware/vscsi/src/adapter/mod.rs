@@ -667,7 +667,6 @@ impl Adapter {
             self.call_until = now.saturating_add(CALL_PATIENCE_NS);
         }
         self.state = State::Registering;
-        self.call_at = None;
         self.registrations = self.registrations.saturating_add(1);
         self.forget_suspension();
         actions.push(Action::Register);
@@ -675,7 +674,6 @@ impl Adapter {
 
     fn free(&mut self, now: u64, actions: &mut Actions) {
         self.state = State::Freeing;
-        self.call_at = None;
         self.call_until = now.saturating_add(CALL_PATIENCE_NS);
         actions.push(Action::Free);
     }

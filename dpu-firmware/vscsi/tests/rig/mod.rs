@@ -160,7 +160,10 @@ impl Rig {
         assert_eq!(self.adapter.requests_in_flight(), in_flight);
         match self.adapter.state() {
             State::Draining(_) => assert!(in_flight + self.own_sends > 0, "drained already"),
-            State::Disabled => assert_eq!((self.call, in_flight, self.own_sends), (None, 0, 0)),
+            State::Disabled => {
+                assert_eq!((self.call, in_flight, self.own_sends), (None, 0, 0));
+                assert_eq!(self.adapter.deadline(), None);
+            }
             State::Registering | State::Freeing => {
                 assert_ne!(self.call.is_some(), self.adapter.deadline().is_some(), "stuck");
             }
