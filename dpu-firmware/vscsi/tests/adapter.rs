@@ -605,6 +605,17 @@ fn wire_8_a_suspension_that_takes_too_long_is_off() {
     assert_eq!(rig.on(Event::Time), [over, Action::Abandon]);
 }
 
+/// What ended already does not end again for what it missed.
+#[test]
+fn wire_8_a_connection_that_ended_while_suspended_ends_once() {
+    let mut rig = busy();
+    rig.arrived(Incoming::Transport(TransportEvent::PrepareForSuspend));
+    rig.arrived(request(IuKind::Srp, 256));
+    rig.arrived(Incoming::Unknown);
+    assert_eq!(rig.arrived(Incoming::Transport(TransportEvent::Resume)), []);
+    assert_eq!(rig.ended(), [Action::Free]);
+}
+
 /// A client that was suspended and starts over needs no reset for what it missed.
 #[test]
 fn wire_8_a_client_that_starts_over_has_missed_nothing() {
@@ -790,6 +801,11 @@ fn an_adapter_is_disabled_and_enabled_in_every_moment() {
     assert_eq!(rig.on(Event::Enable), []);
     assert_eq!(rig.registered(Registered::PartnerAbsent), [], "as if nothing had been");
     assert_eq!(rig.adapter.state(), State::WaitConnection);
+    let mut rig = Rig::new();
+    rig.on(Event::Enable);
+    rig.on(Event::Disable);
+    assert_eq!(rig.registered(Registered::Busy(MILLISECOND_NS)), []);
+    assert_eq!(rig.adapter.state(), State::Disabled, "and not asked again");
     let mut rig = busy();
     rig.on(Event::Disable);
     assert_eq!(rig.arrived(Incoming::Init), [], "a client is no reason to stay");

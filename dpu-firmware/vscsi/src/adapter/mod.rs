@@ -286,7 +286,8 @@ impl Adapter {
             Suspension::Preparing { until } => Some(until),
             Suspension::None | Suspension::Ready => None,
         };
-        self.call_at.into_iter().chain(suspension).min()
+        // Never both: what is suspended has a queue, and what has one makes no calls about it.
+        self.call_at.or(suspension)
     }
 
     /// The data path's way for a request that arrived: whether it is to be fetched, as [`Action::Fetch`] says.
