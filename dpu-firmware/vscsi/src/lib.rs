@@ -18,8 +18,9 @@
 //! * [`lun`]: VSCSI's LUN field,
 //! * [`response`]: what the client makes of a response.
 //!
-//! On the data path are [`crq::Entry`], [`adapter::Adapter::on_event`], [`adapter::Adapter::on_iu`],
-//! [`descriptor::copies`] and [`response::crq_status`].
+//! On the data path are [`crq::Entry`], [`adapter::Adapter::take_request`],
+//! [`adapter::Adapter::take_command`], [`adapter::Adapter::answer_delta`],
+//! [`adapter::Adapter::end_request`], [`descriptor::copies`] and [`response::crq_status`].
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

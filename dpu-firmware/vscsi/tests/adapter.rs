@@ -6,8 +6,8 @@ mod rig;
 use lunar_srp::iu::{self, BufferLayout, CommandLayout, SolicitedNotification};
 use lunar_srp::wire::opcode;
 use lunar_vscsi::adapter::{
-    Action, Adapter, After, CALL_PATIENCE_NS, Event, REGISTER_PAUSE_NS, Reason, SEND_PATIENCE_NS,
-    SEND_RETRY_NS, SUSPEND_NS, State, Taken,
+    Action, Adapter, After, CALL_PATIENCE_NS, CALL_RETRY_NS_MAX, Event, REGISTER_PAUSE_NS, Reason,
+    SEND_PATIENCE_NS, SEND_RETRY_NS, SUSPEND_NS, State, Taken,
 };
 use lunar_vscsi::crq::{Entry, Incoming, IuKind, Numbering, Request, TransportEvent};
 use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
@@ -395,6 +395,59 @@ fn wire_8_the_whole_event_table() {
     assert_eq!(changes, CHANGES, "pairs of {} that change something", ROWS.len() * columns.len());
 }
 
+/// The data path's shortcuts: in every row they do what the events do, or nothing.
+#[test]
+fn the_data_paths_shortcuts_do_what_the_events_do() {
+    let now = NOW;
+    let mut short = 0;
+    for row in ROWS {
+        for incoming in [
+            request(IuKind::Srp, 256),
+            request(IuKind::Srp, 1),
+            request(IuKind::Mad, 256),
+            request(IuKind::Srp, 0),
+            request(IuKind::Srp, 257),
+        ] {
+            let Incoming::Request(request) = incoming else { unreachable!() };
+            let (mut quick, mut slow) = (in_row(row), in_row(row));
+            if quick.take_request(&request) {
+                let actions = slow.on_event(Event::Arrived(incoming), now);
+                assert_eq!(Vec::from_iter(actions), [Action::Fetch(request)], "{row:?}");
+                short += 1;
+            }
+            assert_eq!(quick, slow, "{row:?}");
+        }
+        let (mut quick, mut slow) = (in_row(row), in_row(row));
+        if quick.end_request() {
+            assert!(slow.on_event(Event::RequestEnded, now).is_empty(), "{row:?}");
+            short += 1;
+        }
+        assert_eq!(quick, slow, "{row:?}");
+        for iu in [command_iu(), abort_iu(), login_iu(), vec![2; 47], vec![2; 256], vec![]] {
+            let (mut quick, mut slow) = (in_row(row), in_row(row));
+            if let Some(head) = quick.take_command(&iu) {
+                match slow.on_iu(IuKind::Srp, &iu, now) {
+                    Taken::Command(other) => assert_eq!(head.tag(), other.tag()),
+                    other => panic!("{row:?}: {other:?}"),
+                }
+                short += 1;
+            }
+            assert_eq!(quick, slow, "{row:?}");
+        }
+    }
+    // Two requests for LoggedIn and Busy each, one end for Busy, one command for each row that is logged in.
+    assert_eq!(short, 2 * 2 + 1 + 4);
+    // Over the limit nothing is taken.
+    let mut adapter = in_row(Row::LoggedIn);
+    let iu = command_iu();
+    for _ in 0..REQUEST_LIMIT {
+        assert!(adapter.take_command(&iu).is_some());
+    }
+    let before = adapter.clone();
+    assert!(adapter.take_command(&iu).is_none());
+    assert_eq!(adapter, before);
+}
+
 /// Pairs of the table that change something, so that the table cannot be emptied by a careless pattern.
 const CHANGES: usize = 136;
 
@@ -552,6 +605,17 @@ fn wire_8_a_suspension_that_takes_too_long_is_off() {
     assert_eq!(rig.on(Event::Time), [over, Action::Abandon]);
 }
 
+/// What ended already does not end again for what it missed.
+#[test]
+fn wire_8_a_connection_that_ended_while_suspended_ends_once() {
+    let mut rig = busy();
+    rig.arrived(Incoming::Transport(TransportEvent::PrepareForSuspend));
+    rig.arrived(request(IuKind::Srp, 256));
+    rig.arrived(Incoming::Unknown);
+    assert_eq!(rig.arrived(Incoming::Transport(TransportEvent::Resume)), []);
+    assert_eq!(rig.ended(), [Action::Free]);
+}
+
 /// A client that was suspended and starts over needs no reset for what it missed.
 #[test]
 fn wire_8_a_client_that_starts_over_has_missed_nothing() {
@@ -563,6 +627,73 @@ fn wire_8_a_client_that_starts_over_has_missed_nothing() {
         assert_eq!(rig.arrived(Incoming::Transport(TransportEvent::Resume)), []);
         assert_ne!(rig.adapter.state(), State::Freeing);
     }
+}
+
+/// The hypervisor is not told of a client that went before it could be suspended.
+#[test]
+fn wire_8_a_client_that_went_is_not_ready_for_suspend() {
+    let prepare = Incoming::Transport(TransportEvent::PrepareForSuspend);
+    let gone = Incoming::Transport(TransportEvent::PartnerFailed);
+    let mut rig = busy();
+    rig.arrived(prepare);
+    rig.arrived(gone);
+    assert_eq!(rig.ended(), []);
+    let mut rig = busy();
+    rig.arrived(Incoming::Unknown);
+    rig.arrived(prepare);
+    rig.arrived(gone);
+    assert_eq!(rig.ended(), []);
+}
+
+/// Whoever went, or came back to another queue, is not suspended any more: its PING is answered.
+#[test]
+fn wire_8_a_suspension_ends_with_the_client_and_with_the_queue() {
+    let prepare = Incoming::Transport(TransportEvent::PrepareForSuspend);
+    let mut rig = waiting();
+    rig.arrived(prepare);
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), []);
+    rig.arrived(Incoming::Transport(TransportEvent::PartnerDeregistered));
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), [Action::Send(PING.ping_response())]);
+    let mut rig = logged_in();
+    rig.arrived(prepare);
+    rig.arrived(Incoming::Unknown);
+    rig.freed(Freed::Done);
+    rig.registered(Registered::PartnerAbsent);
+    assert_eq!(rig.arrived(Incoming::Ping(PING)), [Action::Send(PING.ping_response())]);
+}
+
+/// Nothing of a connection is left in the next one: no datagram outstanding, no client, no full queue.
+#[test]
+fn wire_8_a_new_connection_knows_nothing_of_the_old_one() {
+    let mad = request(IuKind::Mad, 256);
+    let mut rig = busy();
+    rig.on(Event::AnswerSent(Sent::QueueFull));
+    rig.arrived(mad);
+    rig.arrived(Incoming::Init);
+    rig.ended();
+    rig.ended();
+    rig.now += SEND_PATIENCE_NS;
+    assert!(matches!(rig.sent(Sent::QueueFull)[..], [Action::SendAgain(_)]), "the first time");
+    rig.sent(Sent::Delivered);
+    assert_eq!(rig.request(IuKind::Mad, &mad_iu(MadKind::AdapterInformation, 148)), []);
+    let iu = mad_iu(MadKind::AdapterInformation, 148);
+    let Taken::Mad(mad_read, _) = rig.adapter.on_iu(IuKind::Mad, &iu, rig.now) else { panic!() };
+    let mut payload = rig::server().adapter_information().to_bytes();
+    rig.adapter.answer_mad(&mad_read, &mut payload);
+    assert_eq!(rig.adapter.client(), OsType::AIX);
+    rig.arrived(Incoming::Init);
+    assert_eq!(rig.adapter.client(), OsType::default());
+    // The same after a logout with a datagram in flight.
+    let mut rig = logged_in();
+    rig.arrived(mad);
+    let mut iu = vec![0; 256];
+    iu::encode_logout(8, &mut iu).expect("fits");
+    rig.arrived(request(IuKind::Srp, 256));
+    rig.fetching.swap(0, 1);
+    rig.fetched(&iu);
+    rig.ended();
+    assert_eq!(rig.adapter.state(), State::Connected);
+    assert!(matches!(rig.arrived(mad)[..], [Action::Fetch(_)]));
 }
 
 /// WIRE 8: H_DROPPED is tried again every 5 us for at most 30 s; what is delivered starts the time anew.
@@ -607,6 +738,27 @@ fn wire_8_a_queue_that_comes_to_no_connection_is_registered_once_a_second() {
     }
 }
 
+/// Connections that came to be are another matter, and so is an adapter that is enabled anew.
+#[test]
+fn wire_8_a_queue_after_a_connection_is_registered_at_once() {
+    let mut rig = connected();
+    for _ in 0..4 {
+        rig.arrived(Incoming::Unknown);
+        assert_eq!(rig.freed(Freed::Done), [Action::Register]);
+        rig.registered(Registered::PartnerAbsent);
+        rig.arrived(Incoming::Init);
+        rig.sent(Sent::Delivered);
+    }
+    let mut rig = Rig::new();
+    for _ in 0..3 {
+        rig.on(Event::Enable);
+        assert_eq!(rig.registered(Registered::AlreadyRegistered), [Action::Free]);
+        assert_eq!(rig.freed(Freed::Done), [Action::Register], "an earlier server's");
+        rig.on(Event::Disable);
+        rig.disable();
+    }
+}
+
 /// WIRE 2: BUSY and LONG BUSY are repeated, and not for ever.
 #[test]
 fn wire_2_a_busy_hypervisor_is_asked_again_and_then_given_up() {
@@ -617,6 +769,11 @@ fn wire_2_a_busy_hypervisor_is_asked_again_and_then_given_up() {
     assert_eq!(rig.adapter.deadline(), Some(begin + MILLISECOND_NS));
     assert_eq!(rig.on(Event::Time), [], "not yet");
     rig.now += MILLISECOND_NS;
+    assert_eq!(rig.on(Event::Time), [Action::Register]);
+    // A hundred seconds are a hint, and a long one.
+    rig.registered(Registered::from_code(9905));
+    assert_eq!(rig.adapter.deadline(), Some(rig.now + CALL_RETRY_NS_MAX));
+    rig.now += CALL_RETRY_NS_MAX;
     assert_eq!(rig.on(Event::Time), [Action::Register]);
     rig.now = begin + CALL_PATIENCE_NS;
     let busy = rig.registered(Registered::Busy(MILLISECOND_NS));
@@ -644,6 +801,11 @@ fn an_adapter_is_disabled_and_enabled_in_every_moment() {
     assert_eq!(rig.on(Event::Enable), []);
     assert_eq!(rig.registered(Registered::PartnerAbsent), [], "as if nothing had been");
     assert_eq!(rig.adapter.state(), State::WaitConnection);
+    let mut rig = Rig::new();
+    rig.on(Event::Enable);
+    rig.on(Event::Disable);
+    assert_eq!(rig.registered(Registered::Busy(MILLISECOND_NS)), []);
+    assert_eq!(rig.adapter.state(), State::Disabled, "and not asked again");
     let mut rig = busy();
     rig.on(Event::Disable);
     assert_eq!(rig.arrived(Incoming::Init), [], "a client is no reason to stay");

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lunar_scsi::sense::SenseKey;
 use lunar_scsi::task_set::TaskManagementFunction;
 use lunar_srp::descriptor::{DataBuffer, Descriptor};
 use lunar_srp::iu::{self, Request as Iu, Residual, Response, encode_response, parse_response};
@@ -330,7 +331,7 @@ impl Replay {
         let outcome = Outcome {
             operation_code: command.operation_code,
             status: lunar_scsi::status::Status::from_code(response.status).expect("a status"),
-            sense_key: None,
+            sense_key: response.sense.get(2).and_then(|byte| sense_key(byte & 0x0F)),
             residual: response.data_in_residual,
             offered_bytes: command.offered_bytes,
         };
@@ -360,6 +361,20 @@ impl Replay {
             self.differs("short read");
         }
     }
+}
+
+/// The keys that occur in the trace, and the one that would be a path failure.
+fn sense_key(code: u8) -> Option<SenseKey> {
+    let keys = [
+        SenseKey::NotReady,
+        SenseKey::HardwareError,
+        SenseKey::IllegalRequest,
+        SenseKey::UnitAttention,
+        SenseKey::AbortedCommand,
+    ];
+    let found = keys.into_iter().find(|key| *key as u8 == code);
+    assert!(found.is_some(), "sense key {code}");
+    found
 }
 
 /// Parses one unit of the client's and holds it against what the trace says about it.

@@ -169,6 +169,8 @@ fn a_capability_list_that_lies_is_refused() {
         ("an element of no bytes", vec![element(1, 0, 1, 1)]),
         ("shorter than an element", vec![element(1, 11, 1, 1)]),
         ("reaches beyond the list", vec![element(1, 13, 1, 1)]),
+        // The next element would begin within this one, with a length that fits.
+        ("overlaps the next", vec![element(1, 8, 1, 1), element(0x0010_0000, 0, 0, 0)]),
         ("half an element", vec![element(1, 12, 1, 1), vec![0; 11]]),
     ] {
         let mut payload = capabilities(4, &list);

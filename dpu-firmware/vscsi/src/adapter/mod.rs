@@ -187,7 +187,7 @@ enum Suspension {
 }
 
 /// One adapter of the server: its own end of one client's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapter {
     server: ServerPartition,
     request_limit: u32,
@@ -286,44 +286,72 @@ impl Adapter {
             Suspension::Preparing { until } => Some(until),
             Suspension::None | Suspension::Ready => None,
         };
-        self.call_at.into_iter().chain(suspension).min()
+        // Never both: what is suspended has a queue, and what has one makes no calls about it.
+        self.call_at.or(suspension)
+    }
+
+    /// The data path's way for a request that arrived: whether it is to be fetched, as [`Action::Fetch`] says.
+    /// Otherwise nothing has happened, and [`Self::on_event`] must see the entry.
+    #[inline(always)]
+    #[must_use]
+    pub fn take_request(&mut self, request: &Request) -> bool {
+        let usual = self.state == State::LoggedIn
+            && request.kind == IuKind::Srp
+            && (1..=IU_BYTES_MAX).contains(&request.iu_bytes)
+            && self.suspension == Suspension::None;
+        self.requests = self.requests.saturating_add(usual.into());
+        usual
+    }
+
+    /// The data path's way for the unit of an SRP request: the command, which took a credit. `None` when it is
+    /// something else, or more is to be said: nothing has happened, and [`Self::on_iu`] must see it.
+    #[inline(always)]
+    #[must_use]
+    pub fn take_command<'a>(&mut self, iu: &'a [u8]) -> Option<CommandHead<'a>> {
+        let head = iu::command_head(iu).filter(|_| self.state == State::LoggedIn)?;
+        self.admit(iu).is_ok().then_some(head)
+    }
+
+    /// The data path's way for [`Event::AnswerSent`] of [`Sent::Delivered`].
+    #[inline(always)]
+    pub fn answer_delivered(&mut self) {
+        self.full_since = None;
+    }
+
+    /// The data path's way for a request that is over: whether nothing comes of it, as of nearly all. Otherwise
+    /// nothing has happened, and [`Self::on_event`] must see [`Event::RequestEnded`].
+    #[inline(always)]
+    #[must_use]
+    pub fn end_request(&mut self) -> bool {
+        let usual = self.state == State::LoggedIn
+            && self.requests > 0
+            && self.suspension == Suspension::None;
+        self.requests = self.requests.saturating_sub(usual.into());
+        usual
     }
 
     /// Takes an event at the time `now`, in nanoseconds since any start, and gives what to do. Events that
     /// come late or that mean nothing in the present state change nothing.
-    #[inline]
     pub fn on_event(&mut self, event: Event, now: u64) -> Actions {
         let mut actions = Actions::default();
         match event {
-            Event::Arrived(Incoming::Request(request)) => {
-                self.on_request(request, now, &mut actions);
+            Event::Enable => self.on_enable(now, &mut actions),
+            Event::Disable => self.on_disable(now, &mut actions),
+            Event::Registered(result) => self.on_registered(result, now, &mut actions),
+            Event::Freed(result) => self.on_freed(result, now, &mut actions),
+            Event::Sent(result) => self.on_own_sent(result, now, &mut actions),
+            Event::AnswerSent(result) => {
+                self.on_sent(result, now, &mut actions);
             }
+            Event::Arrived(incoming) => self.on_arrived(incoming, now, &mut actions),
+            Event::CopyFailed(result) => self.on_copy_failed(result, now, &mut actions),
             Event::RequestEnded => {
                 self.requests = self.requests.saturating_sub(1);
                 self.settle(now, &mut actions);
             }
-            Event::AnswerSent(Sent::Delivered) => self.full_since = None,
-            _ => self.on_rare_event(event, now, &mut actions),
+            Event::Time => self.on_time(now, &mut actions),
         }
         actions
-    }
-
-    #[inline(never)]
-    fn on_rare_event(&mut self, event: Event, now: u64, actions: &mut Actions) {
-        match event {
-            Event::Enable => self.on_enable(now, actions),
-            Event::Disable => self.on_disable(now, actions),
-            Event::Registered(result) => self.on_registered(result, now, actions),
-            Event::Freed(result) => self.on_freed(result, now, actions),
-            Event::Sent(result) => self.on_own_sent(result, now, actions),
-            Event::AnswerSent(result) => {
-                self.on_sent(result, now, actions);
-            }
-            Event::Arrived(incoming) => self.on_arrived(incoming, now, actions),
-            Event::CopyFailed(result) => self.on_copy_failed(result, now, actions),
-            Event::RequestEnded => {}
-            Event::Time => self.on_time(now, actions),
-        }
     }
 
     fn on_enable(&mut self, now: u64, actions: &mut Actions) {
@@ -402,7 +430,7 @@ impl Adapter {
         let connected = self.answers_wanted();
         let live = connected || self.state == State::WaitConnection;
         match result {
-            Sent::Delivered => self.full_since = None,
+            Sent::Delivered => self.answer_delivered(),
             // The FF entry may still be on its way; until the next INIT it changes nothing more.
             Sent::PartnerAbsent if connected => {
                 self.end(After::AwaitInit, Reason::PartnerAbsent, now, actions);
@@ -450,7 +478,6 @@ impl Adapter {
         }
     }
 
-    #[inline]
     fn on_request(&mut self, request: Request, now: u64, actions: &mut Actions) {
         match self.state {
             State::Connected | State::LoggedIn if self.suspension != Suspension::None => {
@@ -471,7 +498,6 @@ impl Adapter {
         }
     }
 
-    #[inline]
     fn fault_of(&self, request: &Request) -> Option<Reason> {
         if !(1..=IU_BYTES_MAX).contains(&request.iu_bytes) {
             return Some(Reason::IuLength(request.iu_bytes));
@@ -483,6 +509,7 @@ impl Adapter {
         match incoming {
             Incoming::Init => self.on_init(now, actions),
             Incoming::InitComplete if self.state == State::WaitConnection => self.connected(),
+            Incoming::Request(request) => self.on_request(request, now, actions),
             Incoming::Transport(event) => self.on_transport_event(event, now, actions),
             Incoming::Ping(entry) => {
                 let live = self.answers_wanted() || self.state == State::WaitConnection;
@@ -498,7 +525,6 @@ impl Adapter {
             Incoming::InitComplete
             | Incoming::Unknown
             | Incoming::PingResponse
-            | Incoming::Request(_)
             | Incoming::Free => {}
         }
     }
@@ -606,7 +632,6 @@ impl Adapter {
     }
 
     /// Goes on where nothing in flight is what was waited for.
-    #[inline]
     fn settle(&mut self, now: u64, actions: &mut Actions) {
         if self.is_idle() {
             self.on_idle(now, actions);
@@ -643,7 +668,6 @@ impl Adapter {
             self.call_until = now.saturating_add(CALL_PATIENCE_NS);
         }
         self.state = State::Registering;
-        self.call_at = None;
         self.registrations = self.registrations.saturating_add(1);
         self.forget_suspension();
         actions.push(Action::Register);
@@ -651,7 +675,6 @@ impl Adapter {
 
     fn free(&mut self, now: u64, actions: &mut Actions) {
         self.state = State::Freeing;
-        self.call_at = None;
         self.call_until = now.saturating_add(CALL_PATIENCE_NS);
         actions.push(Action::Free);
     }
@@ -675,18 +698,15 @@ impl Adapter {
     }
 
     /// Takes the information unit of an [`Action::Fetch`]: `iu` has the length that the entry said.
-    #[inline]
     pub fn on_iu<'a>(&mut self, kind: IuKind, iu: &'a [u8], now: u64) -> Taken<'a> {
-        if kind == IuKind::Srp
-            && self.state == State::LoggedIn
-            && let Some(head) = iu::command_head(iu)
-        {
-            return match self.admit(iu) {
-                Ok(()) => Taken::Command(head),
-                Err(reason) => self.violation(reason, now),
-            };
+        if !self.answers_wanted() {
+            return Taken::Nothing(Actions::default());
         }
-        self.on_rare_iu(kind, iu, now)
+        let taken = match kind {
+            IuKind::Mad => self.take_mad(iu),
+            IuKind::Srp => self.take_srp(iu, now),
+        };
+        taken.unwrap_or_else(|reason| self.violation(reason, now))
     }
 
     /// A command's last checks: the reserved bits of its CDB's length, and its credit.
@@ -702,18 +722,6 @@ impl Adapter {
     #[inline]
     fn take_credit(&mut self) -> Result<(), Reason> {
         self.credit.take().map_err(|overrun| Reason::OverLimit(overrun.limit))
-    }
-
-    #[inline(never)]
-    fn on_rare_iu<'a>(&mut self, kind: IuKind, iu: &'a [u8], now: u64) -> Taken<'a> {
-        if !self.answers_wanted() {
-            return Taken::Nothing(Actions::default());
-        }
-        let taken = match kind {
-            IuKind::Mad => self.take_mad(iu),
-            IuKind::Srp => self.take_srp(iu, now),
-        };
-        taken.unwrap_or_else(|reason| self.violation(reason, now))
     }
 
     fn take_mad<'a>(&self, iu: &'a [u8]) -> Result<Taken<'a>, Reason> {
@@ -735,6 +743,10 @@ impl Adapter {
         if !logged_in {
             return Err(Reason::BeforeLogin(code));
         }
+        if let Some(head) = iu::command_head(iu) {
+            self.admit(iu)?;
+            return Ok(Taken::Command(head));
+        }
         match iu::parse(iu) {
             Ok(iu::Request::TaskManagement(function)) => {
                 self.take_credit()?;
@@ -749,7 +761,7 @@ impl Adapter {
                 Err(Reason::UnexpectedIu(code))
             }
             Err(IuError::Malformed(malformed)) => Err(Reason::Malformed(malformed)),
-            // A command is taken by `on_iu`, whatever its buffers are, unless it is too short for a head.
+            // A command that has a head is one, whatever its buffers are.
             Ok(iu::Request::Command(_)) | Err(IuError::Command { .. }) => {
                 Err(Reason::UnexpectedIu(code))
             }

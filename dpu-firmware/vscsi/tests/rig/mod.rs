@@ -77,8 +77,28 @@ impl Rig {
 
     /// Reports `event` and carries out what comes of it.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
+        let before = self.adapter.clone();
         let actions = self.adapter.on_event(event, self.now);
+        self.check_shortcut(before, event, actions);
         self.carry_out(actions)
+    }
+
+    /// What the data path's shortcuts do must be what the event did.
+    fn check_shortcut(&self, mut before: Adapter, event: Event, actions: Actions) {
+        let taken = match event {
+            Event::Arrived(Incoming::Request(request)) => {
+                let taken = before.take_request(&request);
+                assert!(!taken || Vec::from_iter(actions) == [Action::Fetch(request)]);
+                taken
+            }
+            Event::RequestEnded => {
+                let taken = before.end_request();
+                assert!(!taken || actions.is_empty());
+                taken
+            }
+            _ => false,
+        };
+        assert!(!taken || before == self.adapter, "{event:?}");
     }
 
     pub fn arrived(&mut self, incoming: Incoming) -> Vec<Action> {
@@ -140,7 +160,10 @@ impl Rig {
         assert_eq!(self.adapter.requests_in_flight(), in_flight);
         match self.adapter.state() {
             State::Draining(_) => assert!(in_flight + self.own_sends > 0, "drained already"),
-            State::Disabled => assert_eq!((self.call, in_flight, self.own_sends), (None, 0, 0)),
+            State::Disabled => {
+                assert_eq!((self.call, in_flight, self.own_sends), (None, 0, 0));
+                assert_eq!(self.adapter.deadline(), None);
+            }
             State::Registering | State::Freeing => {
                 assert_ne!(self.call.is_some(), self.adapter.deadline().is_some(), "stuck");
             }
@@ -197,7 +220,13 @@ impl Rig {
     pub fn fetched(&mut self, iu: &[u8]) -> Vec<Action> {
         let request = self.fetching.remove(0);
         self.running += 1;
+        let mut before = self.adapter.clone();
         let taken = self.adapter.on_iu(request.kind, iu, self.now);
+        if request.kind == IuKind::Srp {
+            let is_command = before.take_command(iu).is_some();
+            assert_eq!(is_command, matches!(taken, Taken::Command(_)));
+            assert!(!is_command || before == self.adapter);
+        }
         match taken {
             Taken::Command(_) | Taken::TaskManagement(_) => return Vec::new(),
             Taken::Login(request, Ok(())) => {
