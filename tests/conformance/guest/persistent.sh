@@ -6,10 +6,12 @@
 illegal=5 attention=6 protected=7 conflict=24
 
 p=/run/paths
+first_guid=$ioc_guid
 
-# path NAME NODE: logs in to the target that $id_ext and $ioc_guid name, as the node of this number. Then $p/NAME is the
+# path NAME NODE [GUID]: logs in as the node of this number, to another target where one is named. Then $p/NAME is the
 # generic device, $p/NAME.disk the disk, and $p/NAME.host has the number of the SCSI host.
 path() {
+	id_ext=${3:-$first_guid} ioc_guid=${3:-$first_guid}
 	login "initiator_ext=000000000000000$2"
 	disk
 	mkdir -p $p
@@ -142,7 +144,7 @@ io() {
 			>$p/"$1".fio 2>&1 || touch $p/"$1".failed $p/"$1".enough
 	done &
 	echo $! >$p/"$1".io
-	sleep 1
+	usleep 500000
 	io_goes_on "$1"
 }
 
@@ -164,4 +166,10 @@ io_is_enough() {
 io_conflicts() {
 	wait_for 60 "the I/O of $1 ends" test -e $p/"$1".failed
 	check "with a reservation conflict" grep -q 'Invalid exchange' $p/"$1".fio
+}
+
+# short_timeout PATH: what was on its way when its nexus was preempted has no status (TAS is zero): Linux gives it up by
+# itself, after half a minute else.
+short_timeout() {
+	echo 2 >"/sys/block/$(basename "$(readlink "$p/$1.disk")")/device/timeout"
 }

@@ -4,7 +4,6 @@
 . /guest/initiator.sh
 . /guest/persistent.sh
 
-first_guid=$ioc_guid
 other_targets=${target_name%:*}:face
 other_guid=$(echo "${other_targets#fe80:0000:0000:0000:}" | tr -d :)
 registrants='Write Exclusive, registrants only'
@@ -49,6 +48,23 @@ bad_list() {
 # transport_id NODE: of its initiator port, byte by byte, because sg_persist 1.46 refuses its own short form.
 transport_id() {
 	echo "0400000000000000000000000000000$1$first_guid" | sed 's/../&,/g; s/,$//'
+}
+
+# full_status LINES: what READ FULL STATUS says of each registration, sorted: key, port, holder or not, initiator port.
+full_status() {
+	in_says --read-full-status
+	awk '
+		/All target ports bit set/ { key = "all ports" }
+		/Key=/ { key = substr($1, 5); holder = "-" }
+		/Relative port address/ { port = $4 }
+		/<< Reservation holder >>/ { holder = "holder" }
+		/^ *([0-9a-f][0-9a-f] +)+[0-9a-f][0-9a-f]$/ { gsub(/ /, ""); print key, port, holder, $0 }' /run/said |
+		sort >/run/status
+	echo "$1" | cmp -s - /run/status || {
+		cat /run/said /run/status
+		fail "READ FULL STATUS does not say what is expected"
+	}
+	report CHECK "READ FULL STATUS"
 }
 
 # counts N: PRGENERATION is this many more than before.
@@ -177,6 +193,22 @@ registered
 is_held && fail "it is still reserved"
 check "everybody writes" writes w
 
+# SERVICE ACTION RESERVATION KEY zero stands for an all registrants reservation, and for none else.
+out a "REGISTER" --register --param-sark=0xa1
+out b "REGISTER" --register --param-sark=0xb1
+out a "RESERVE, one holder" --reserve --param-rk=0xa1 --prout-type=6
+refused $illegal b "PREEMPT of key 0" --preempt --param-rk=0xb1 --param-sark=0 --prout-type=8
+says_sense 'Data parameters: byte 8'
+out a "RELEASE" --release --param-rk=0xa1 --prout-type=6
+out a "RESERVE, all registrants" --reserve --param-rk=0xa1 --prout-type=8
+check "each of them reads" reads b
+calm $p/a
+out b "PREEMPT of key 0" --preempt --param-rk=0xb1 --param-sark=0 --prout-type=8
+told a 'Registrations preempted'
+registered 0xb1
+held 0x0 'Exclusive Access, all registrants'
+out b "CLEAR" --clear --param-rk=0xb1
+
 # The holder unregisters.
 for type in 1 5 7; do
 	out a "REGISTER" --register --param-sark=0xa1
@@ -214,13 +246,21 @@ path a 1
 prompt a
 stands "the holder is back"
 agent_kill
+(sg_persist --no-inquiry --out --register --param-rk=0xb1 --param-sark=0xb2 $p/b && touch /run/waited) >/run/waits 2>&1 &
+waits=$!
+sleep 1
+check_not "REGISTER without an agent waits for one" test -e /run/waited
 agent_start
-wait_for 60 "card and agent have met again" is_serving
-stands "after the death of the agent"
+wait $waits
+check "and is done then" test -e /run/waited
+registered 0xa1 0xb2
+out b "and undone" --register --param-rk=0xb2 --param-sark=0xb1
 firmware_kill
+agent_kill
+agent_start
 firmware_start
 all_are_back
-stands "after the death of the firmware, in the same boot"
+stands "after the death of agent and firmware, in the same boot"
 
 # A loss of power, as the card tells of it: another boot id. Without APTPL nothing is left; with it, everything.
 firmware_kill
@@ -317,14 +357,13 @@ check_not "who moved it away writes no more" writes b
 out a "CLEAR" --clear --param-rk=0xa1
 
 # SPEC_I_PT and ALL_TG_PT.
-id_ext=$other_guid ioc_guid=$other_guid
-path a2 1
-path b2 2
+path a2 1 $other_guid
+path b2 2 $other_guid
 out a "REGISTER, SPEC_I_PT" --register --param-sark=0xa1 --transport-id="$(transport_id 2)"
 registered 0xa1 0xa1
 out a "RESERVE" --reserve --param-rk=0xa1 --prout-type=6
-in_says --read-full-status
-cat /run/said
+full_status "0xa1 0x1 - 0000000000000002$first_guid
+0xa1 0x1 holder 0000000000000001$first_guid"
 check "the one listed writes" writes b
 check_not "through that port alone" writes b2
 check_not "and so does the one that listed it" writes a2
@@ -388,45 +427,52 @@ out a "CLEAR" --clear --param-rk=0xa1
 registered
 
 # RESERVE and RELEASE, of six and of ten bytes.
+reserve='16 0 0 0 0 0' release='17 0 0 0 0 0'
 for length in 6 10; do
-	case $length in
-	6) reserve='16 0 0 0 0 0' release='17 0 0 0 0 0' ;;
-	10) reserve='56 0 0 0 0 0 0 0 0 0' release='57 0 0 0 0 0 0 0 0 0' ;;
-	esac
 	answers 0 a "RESERVE ($length)" $reserve
 	answers 0 a "again" $reserve
 	answers $conflict b "by another" $reserve
-	answers $conflict b "TEST UNIT READY of another" 0 0 0 0 0 0
 	check_not "another does not read" reads b
 	check "the holder does" reads a
-	check "INQUIRY of another" sg_inq $p/b >/dev/null
-	refused $conflict a "REGISTER of the holder" --register --param-sark=0xa1
 	answers 0 b "RELEASE of another" $release
 	check_not "has no effect" writes b
 	answers 0 a "RELEASE ($length)" $release
 	check "then another writes" writes b
-	answers 0 a "RESERVE" $reserve
-	check "LOGICAL UNIT RESET" sg_reset --no-escalate --device $p/b
-	check "it ends with it" writes b
-	answers 0 a2 "RESERVE" $reserve
-	check_not "another port of the initiator is another nexus" writes a
-	path_goes a2
-	check "it ends with the nexus" writes b
-	path a2 1
-	out a "REGISTER" --register --param-sark=0xa1
-	answers $conflict a "RESERVE by one that is registered" $reserve
-	answers $conflict b "RELEASE by one that is not" $release
-	out a "RESERVE, persistent" --reserve --param-rk=0xa1 --prout-type=1
-	answers 0 a "RESERVE by its holder" $reserve
-	answers 0 a "RELEASE by its holder" $release
-	held 0xa1 'Write Exclusive'
-	out a "CLEAR" --clear --param-rk=0xa1
-	check "and everybody writes" writes b
+	reserve='56 0 0 0 0 0 0 0 0 0' release='57 0 0 0 0 0 0 0 0 0'
 done
+answers 0 a "RESERVE" $reserve
+answers $conflict b "TEST UNIT READY of another" 0 0 0 0 0 0
+check "INQUIRY of another" sg_inq $p/b >/dev/null
+refused $conflict a "REGISTER of the holder" --register --param-sark=0xa1
+check "LOGICAL UNIT RESET" sg_reset --no-escalate --device $p/b
+check "RESERVE ends with it" writes b
+answers 0 a2 "RESERVE" $reserve
+check_not "another port of the initiator is another nexus" writes a
+path_goes a2
+wait_for 10 "RESERVE ends with the nexus" writes b
+out a "REGISTER" --register --param-sark=0xa1
+answers $conflict a "RESERVE by one that is registered" $reserve
+answers $conflict b "RELEASE by one that is not" $release
+out a "RESERVE, persistent" --reserve --param-rk=0xa1 --prout-type=1
+answers 0 a "RESERVE by its holder" $reserve
+answers 0 a "RELEASE by its holder" $release
+held 0xa1 'Write Exclusive'
+out a "CLEAR" --clear --param-rk=0xa1
+check "and everybody writes" writes b
+answers 0 a "RESERVE" $reserve
+# Linux flushes a cache when it logs out, and would wait for an agent with that.
+echo temporary write through >"/sys/class/scsi_disk/$(cat $p/a.host):0:0:0/cache_type" || fail "no cache_type"
+agent_kill
+check_not "while there is no agent another does not write" writes b
+path_goes a
+agent_start
+wait_for 60 "card and agent have met again" is_serving
+wait_for 10 "who went while there was none holds nothing" writes b
+path a 1
 answers $illegal a "RESERVE for a third party" 16 10 0 0 0 0
 says_sense 'Command: byte 1 bit 4'
 
-for each in a a2 b b2 w; do
+for each in a b b2 w; do
 	path_goes $each
 done
 umount $boot_id

@@ -4,7 +4,6 @@
 . /guest/initiator.sh
 . /guest/persistent.sh
 
-first_guid=$ioc_guid
 other_targets=${target_name%:*}:face
 other_guid=$(echo "${other_targets#fe80:0000:0000:0000:}" | tr -d :)
 registrants='Write Exclusive, registrants only'
@@ -24,56 +23,80 @@ unfenced() {
 	is_held || out "$1" "$1 reserves" --reserve --param-rk="$(key "$1")" --prout-type=5
 	in_says --read-keys
 	check "$1 finds its key" grep -q "$(key "$1")" /run/said
-	is_held || fail "$1 finds no reservation"
-	check "type 5" grep -q "$registrants" /run/said
 	check "and writes" writes "$1"
 }
 
-# fenced BY NODE: the agent's "off", and its "status".
+# place NODE: where on the disk it writes, in MiB.
+place() {
+	case $1 in
+	a) echo 1 ;;
+	b) echo 2 ;;
+	esac
+}
+
+# works NODE: writes and verifies there until it is fenced.
+works() {
+	short_timeout "$1"
+	io "$1" "$p/$1.disk" "$(place "$1")"
+}
+
+# written BY NODE: what is where the node writes, as the other sees it.
+written() {
+	dd if="$p/$1.disk" bs=1M count=1 skip="$(place "$2")" iflag=direct 2>/dev/null || fail "$1 cannot read"
+}
+
+# fenced BY NODE: the agent's "off", and its "status". What the node had begun to write is over by then: what is there stays.
 fenced() {
 	out "$1" "off: $1 preempts $2" --preempt-abort --param-rk="$(key "$1")" --param-sark="$(key "$2")" --prout-type=5
+	written "$1" "$2" >$p/then
 	registered "$(key "$1")"
 	held "$(key "$1")" "$registrants"
 	check_not "$2 writes no more" writes "$2"
 	check "and $1 does" writes "$1"
+	io_conflicts "$2"
+	io_goes_on "$1"
+	written "$1" "$2" >$p/now
+	check "no write of $2 came after that" cmp $p/then $p/now
 }
 
-# short_timeout PATH: what was on its way when its nexus was preempted has no status (TAS is zero): Linux gives it up by
-# itself, after half a minute else.
-short_timeout() {
-	echo 3 >"/sys/block/$(basename "$(readlink "$p/$1.disk")")/device/timeout"
-}
-
-# preempts BY NODE: as a fence agent, once more after a unit attention; leaves its exit code.
-preempts() {
+# insists NODE OTHER ACTION: as an agent does, once more after a unit attention; leaves its exit code.
+insists() {
 	ended=$attention
 	while [ $ended = $attention ]; do
-		sg_persist --no-inquiry --out --preempt-abort --param-rk="$(key "$1")" --param-sark="$(key "$2")" \
-			--prout-type=5 "$p/$1" >"$p/race.$1" 2>&1
+		sg_persist --no-inquiry --out "$3" --param-rk="$(key "$1")" --param-sark="$(key "$2")" \
+			--prout-type=5 "$p/$1" >"$p/insists.$1" 2>&1
 		ended=$?
 	done
-	echo $ended >"$p/race.$1"
+	echo $ended >"$p/insists.$1"
 }
 
-# race: both at once. One of them is told that it has fenced the other, and that is so.
-race() {
-	preempts a b &
-	race_a=$!
-	preempts b a &
-	race_b=$!
-	wait $race_a
-	wait $race_b
-	case "$(cat $p/race.a) $(cat $p/race.b)" in
+# at_once ACTION: both nodes at once. $winner is told that it is done, $loser that it conflicts, and the reservation is the
+# winner's.
+at_once() {
+	insists a b "$1" &
+	both=$!
+	insists b a "$1" &
+	both="$both $!"
+	for each in $both; do
+		wait "$each"
+	done
+	case "$(cat $p/insists.a) $(cat $p/insists.b)" in
 	"0 $conflict") winner=a loser=b ;;
 	"$conflict 0") winner=b loser=a ;;
-	*) fail "a race ended with $(cat $p/race.a) for a and $(cat $p/race.b) for b" ;;
+	*) fail "$1 at once ended with $(cat $p/insists.a) for a and $(cat $p/insists.b) for b" ;;
 	esac
-	report CHECK "the race: one won"
-	registered "$(key $winner)"
 	held "$(key $winner)" "$registrants"
+}
+
+# race: both fence each other, under load. One of them is told that it has, and that is so.
+race() {
+	at_once --preempt-abort
+	registered "$(key $winner)"
 	check_not "the loser writes no more" writes $loser
-	check "the winner does" writes $winner
+	io_conflicts $loser
+	io_goes_on $winner
 	unfenced $loser
+	works $loser
 }
 
 # many NODE PATH...: the node's multipath device over these paths from now on, each I/O through the next of them.
@@ -97,7 +120,9 @@ path w 9
 path a 1
 path b 2
 
-# A fence agent.
+# A fence agent: the one that does not hold the reservation fences the one that does, in turn; with APTPL the holder fences
+# the other.
+turns='b:a a:b'
 for persists in '' --param-aptpl; do
 	unfenced a $persists
 	unfenced b $persists
@@ -105,40 +130,46 @@ for persists in '' --param-aptpl; do
 	held "$(key a)" "$registrants"
 	check_not "who is no node does not write" writes w
 	check "and reads" reads w
-	io a $p/a.disk 1
-	io b $p/b.disk 2
-	# The one that does not hold the reservation fences the one that does, in turn; once will do the second time.
-	for by in b $([ -n "$persists" ] || echo a); do
-		[ $by = a ] && node=b || node=a
-		short_timeout $node
+	works a
+	works b
+	for turn in $turns; do
+		by=${turn%:*} node=${turn#*:}
 		fenced $by $node
-		io_conflicts $node
-		io_goes_on $by
 		unfenced $node $persists
-		io $node $p/$node.disk 1
+		works $node
 	done
-	# The holder fences the other.
-	fenced a b
-	io_conflicts b
 	io_is_enough a
-	unfenced b $persists
+	io_is_enough b
 	out a "CLEAR: the cluster ends" --clear --param-rk="$(key a)"
 	registered
 	check "and everybody writes" writes w
+	turns=a:b
 done
 
+# Two that start at once, and two that fence each other at once.
+for round in 1 2; do
+	for each in a b; do
+		out $each "$each registers" --register-ignore --param-sark="$(key $each)"
+	done
+	at_once --reserve
+	check "$winner writes" writes $winner
+	out a "CLEAR" --clear --param-rk="$(key a)"
+done
 unfenced a
 unfenced b
-for round in 1 2 3 4; do
+works a
+works b
+for round in 1 2 3; do
 	race
 done
+io_is_enough a
+io_is_enough b
 out b "CLEAR" --clear --param-rk="$(key b)"
 
 # mpathpersist: each node has a second path, to another target port, and one key for both.
 modprobe -a dm_multipath dm_round_robin || fail "dm-multipath does not load"
-id_ext=$other_guid ioc_guid=$other_guid
-path a2 1
-path b2 2
+path a2 1 $other_guid
+path b2 2 $other_guid
 many a a a2
 many b b b2
 for each in a a2 b b2; do
@@ -161,7 +192,6 @@ held "$(key a)" "$registrants"
 out a2 "RELEASE through a path that does not hold it" --release --param-rk="$(key a)" --prout-type=5
 held "$(key a)" "$registrants"
 many a a2
-id_ext=$first_guid ioc_guid=$first_guid
 path a 1
 check "it writes at once" writes a
 out a "and is registered again, as multipathd does" --register-ignore --param-sark="$(key a)"
