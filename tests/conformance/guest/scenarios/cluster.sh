@@ -1,4 +1,4 @@
-#: what cluster validation looks at in SCSI-3 reservations, what outlives resets, deaths and power, bad lists, lost files, RESERVE
+#: what cluster validation looks at; reservations through resets, deaths and loss of power; bad lists, lost files, RESERVE
 #: targets lunar
 #: limit 300
 . /guest/initiator.sh
