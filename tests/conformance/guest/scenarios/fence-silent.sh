@@ -26,6 +26,7 @@ srp=/sys/class/infiniband_srp/srp-rxe1-1
 service=192.168.98.1:5556
 path b 2
 # It is given up soon, and does not come back: rxe carries no connection request over a link that went down with one.
+short_timeout b
 remote=/sys/class/srp_remote_ports/port-$(cat $p/b.host):1
 echo 2 >$remote/fast_io_fail_tmo
 echo 50 >$remote/reconnect_delay
@@ -45,7 +46,11 @@ sleep 2
 written $p/now
 check "no write of b came after it was fenced" cmp $p/then $p/now
 io_is_enough a
-for each in a b w; do
+# Nor does it let go of a connection while the link is down.
+check "the link comes up" ip link set dummy0 up
+wait_for 10 "the card says so" target_says_port up
+sleep 2
+for each in a w b; do
 	path_goes $each
 done
 target_stop
