@@ -213,9 +213,10 @@ impl Core {
                 let is_told = matches!(current.origin, Origin::Management(_));
                 matches!(current.stage, Stage::Enforcing { .. }) && !is_told
             };
-            if home.current.take_if(is_older).is_some() {
-                self.start_jobs(unit);
-            }
+            drop(home.current.take_if(is_older));
+            // What the start brings may wait behind them.
+            home.waiting.retain(|job| !matches!(job, Job::Command(..)));
+            self.start_jobs(unit);
         }
     }
 

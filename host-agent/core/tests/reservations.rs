@@ -426,6 +426,8 @@ fn a_card_that_starts_anew_is_told_what_is_kept_before_anything_else() {
             register(&mut bench, NEXUS, KEY, aptpl);
             bench.keeping = Some(VecDeque::new());
             forward(&mut bench, NEXUS, 2, &reserve, &list(KEY, 0, false));
+            // Another waits behind it, for a card that will be gone.
+            forward(&mut bench, OTHER, 3, &out(REGISTER, 0), &list(0, OTHER_KEY, true));
             if kept_before {
                 bench.end_keep(Ok(()));
             }
