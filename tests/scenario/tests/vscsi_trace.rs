@@ -683,7 +683,7 @@ impl Replay {
         assert_eq!(digest(&data), text(theirs, "sha256"), "all of it is known");
         if their_response.status != response.status {
             // What only we can do.
-            let list = [&[0, 0, 0, 8][..], &[0; 8]].concat();
+            let list = [&[0, 0, 0, 8][..], &[0; 12]].concat();
             assert!(
                 operation_code != REPORT_LUNS || ours[..16] == list,
                 "LUN 0 alone: {ours:02x?}"
