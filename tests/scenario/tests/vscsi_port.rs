@@ -30,6 +30,9 @@ const WORK: u64 = 1000;
 /// Unsignaled ones, whose failures alone are reported.
 const BODY: u64 = WORK - 1;
 
+/// Format 6, status F5h.
+const PING: [u8; 16] = [0x80, 6, 0, 0xF5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
 struct Random(u64);
 
 impl Random {
@@ -72,9 +75,15 @@ struct Client {
     seen: u64,
     /// Nothing may be copied for earlier lives: the server said that it is done with them.
     settled: u64,
+    /// The life that the server knows of, by INIT or a transport event.
+    known: u64,
+    /// Nothing may be asked of the hypervisor for earlier ones: the server has dealt with the news.
+    heard: u64,
     /// IUs by address.
     ius: BTreeMap<u64, Vec<u8>>,
     sent: u64,
+    /// PINGs that the server has seen and not answered.
+    pings: u32,
 }
 
 struct World {
@@ -82,8 +91,10 @@ struct World {
     clients: Vec<Client>,
     /// The server's receive buffers.
     memory: Vec<u8>,
-    /// Errors are injected.
+    /// Errors are injected, and clients do what they may not.
     hostile: bool,
+    /// Clients do nothing any more.
+    silent: bool,
     room: usize,
 }
 
@@ -186,7 +197,10 @@ impl Client {
                 self.tell(Entry::INIT_COMPLETE);
             }
             Incoming::InitComplete => self.connected = true,
-            Incoming::PingResponse => {}
+            Incoming::PingResponse => {
+                assert!(self.pings > 0, "a PING is answered once");
+                self.pings -= 1;
+            }
             _ => {
                 let answer = entry.read_answer().expect("an answer");
                 // An answer that was on its way when the client began anew means nothing to it.
@@ -267,10 +281,11 @@ impl World {
 
     /// What a client does in a moment.
     fn act(&mut self, index: usize) {
-        let what = self.random.below(400);
+        let (what, what_next) = (self.random.below(400), self.random.chance(1, 2));
         let hostile = self.hostile;
         let client = &mut self.clients[index];
         match what {
+            _ if self.silent => {}
             0 if hostile => client.free(TransportEvent::PartnerDeregistered),
             1 if hostile => client.free(TransportEvent::PartnerFailed),
             2 if hostile && client.has_queue => {
@@ -285,8 +300,14 @@ impl World {
             5 if hostile => client.tell(Entry::transport(TransportEvent::Resume)),
             6 if hostile && client.logged_in => client.log_out(),
             7 if hostile && client.connected => client.ask_login(),
-            8 if hostile => client
-                .tell(Entry::from_bytes([0x80, 6, 0, 0xF5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+            8 if hostile && client.has_queue => {
+                client.tell(Entry::from_bytes(PING));
+                // It does not wait for the response.
+                if what_next {
+                    client.begin();
+                    client.tell(Entry::INIT);
+                }
+            }
             9 if hostile && client.connected => {
                 // A flood.
                 for _ in 0..2 * REQUEST_LIMIT {
@@ -317,10 +338,11 @@ impl Hypervisor for Scripted {
         match request.operation {
             HypervisorOperation::CopyIn { client_address, .. }
             | HypervisorOperation::CopyOut { client_address, .. } => assert!(
-                life_of(client_address) >= client.settled,
-                "{request:?} is of life {}, but {} had begun",
+                life_of(client_address) >= client.settled.max(client.heard),
+                "{request:?} is of life {}, but {} or {} had begun",
                 life_of(client_address),
-                client.settled
+                client.settled,
+                client.heard
             ),
             HypervisorOperation::SendEntry(bytes) => match Entry::from_bytes(bytes) {
                 Entry::INIT_COMPLETE => client.settled = client.settled.max(client.seen),
@@ -349,6 +371,18 @@ impl Hypervisor for Scripted {
                     let (entry, life) = client.server.as_mut()?.pop_front()?;
                     if Entry::from_bytes(entry) == Entry::INIT {
                         client.seen = life;
+                    }
+                    client.pings += u32::from(entry == PING);
+                    if matches!(
+                        Entry::from_bytes(entry).read(),
+                        Incoming::Init
+                            | Incoming::Transport(
+                                TransportEvent::PartnerFailed
+                                    | TransportEvent::PartnerDeregistered
+                                    | TransportEvent::Migrated
+                            )
+                    ) {
+                        client.known = life;
                     }
                     Some(HypervisorEvent::Entry { unit: UnitAddress(index as u32), entry })
                 });
@@ -406,6 +440,7 @@ impl Group {
             clients: (0..ADAPTERS).map(|_| Client::default()).collect(),
             memory: vec![0; ((RECEIVES + 1) * RECEIVE_BYTES) as usize],
             hostile: true,
+            silent: false,
             room: 3,
         }));
         let adapters = (0..ADAPTERS as u32).map(|unit| AdapterConfig {
@@ -421,7 +456,7 @@ impl Group {
             request_limit: REQUEST_LIMIT,
             initiator_port: PortId([3; 16]),
             target_port: TARGET,
-            peer: PeerAddress::new("partition 3"),
+            peer: PeerAddress::new(&unit.to_string()),
         });
         let hypervisor = Scripted(Rc::clone(&world));
         let (port, listener) = VscsiPort::new(hypervisor, adapters.collect(), RECEIVES as u32, 0);
@@ -475,6 +510,9 @@ impl Group {
         }
         let mut completions = [WorkCompletion::EMPTY; 16];
         let count = self.port.poll(&mut completions);
+        for client in &mut self.world.borrow_mut().clients {
+            client.heard = client.known;
+        }
         for completion in &completions[..count] {
             self.on_completion(completion);
         }
@@ -482,7 +520,15 @@ impl Group {
     }
 
     fn decide(&mut self) {
-        self.deciding.extend(self.listener.poll());
+        while let Some(request) = self.listener.poll() {
+            let mut connections = self.connections.values();
+            let link = |qp: &QpHandle| PeerAddress::new(&qp.index.to_string()) == request.peer;
+            assert!(
+                !connections.any(|(qp, ..)| link(qp)),
+                "a login whose connection before is not destroyed would be refused"
+            );
+            self.deciding.push(request);
+        }
         if self.deciding.is_empty() || self.chance(2, 3) {
             return;
         }
@@ -655,6 +701,7 @@ fn whatever_happens_to_connections_nothing_is_lost_and_the_next_login_works() {
         };
         group.until("a message in every buffer", kept);
         group.keeps = false;
+        group.world.borrow_mut().silent = true;
         for client in &mut group.world.borrow_mut().clients {
             client.free(TransportEvent::PartnerDeregistered);
         }
