@@ -329,7 +329,7 @@ pub trait Hca {
         true
     }
 
-    /// Under which number REPORT LUNS, sent to unit `asked` (`None`: no unit is there), tells a peer of unit `number`;
+    /// Under which number REPORT LUNS, sent to LUN `asked` (`None`: the address is no number), tells a peer of unit `number`;
     /// `None`: not at all.
     #[inline]
     #[must_use]

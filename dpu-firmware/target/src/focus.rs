@@ -456,7 +456,12 @@ impl<P: Platform, const TRACED: bool> Focus<'_, P, TRACED> {
         let Some(buffer) = task.buffer.as_ref() else { return Step::Over };
         let bytes = task.wanted_bytes.min(buffer.bytes());
         let out = self.kit.card_region.bytes_at(buffer.offset(), bytes);
-        let asked = self.nexus.luns.get(task.lun as usize).map(|lun| lun.number);
+        // A client may ask at an address of a target where no unit is.
+        let receives = &self.kit.receive_region;
+        let asked = self.nexus.luns.get(task.lun as usize).map(|lun| lun.number).or_else(|| {
+            let head = lunar_srp::iu::command_head(receives.iu(task.receive, task.iu_bytes))?;
+            lunar_scsi::lun::decode(head.lun())
+        });
         let hca = &self.kit.hca;
         let mut luns = self.nexus.numbers().filter_map(|number| hca.reported_lun(number, asked));
         let configuration = &self.kit.configuration;

@@ -30,7 +30,7 @@ use lunar_srp::login::{LoginReject, LoginRequest, PortId};
 use lunar_srp::wire;
 use lunar_vscsi::adapter::{Action, Actions, Adapter, Event, Reason, Taken};
 use lunar_vscsi::crq::{Answer, CrqStatus, Entry, IuKind, Request};
-use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent};
+use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent, code};
 use lunar_vscsi::mad::{HEADER_BYTES, Mad, MadStatus, PAYLOAD_BYTES_MAX, ServerPartition, Step};
 use lunar_vscsi::response;
 
@@ -42,6 +42,8 @@ const PAYLOAD_OFFSET: usize = lunar_vscsi::IU_BYTES_MAX as usize;
 pub const RECEIVE_BYTES_MIN: u32 = (PAYLOAD_OFFSET + PAYLOAD_BYTES_MAX) as u32;
 /// Requests beyond its limit that a client may have waiting for a receive buffer: a login, and one too many.
 const WAITING_SPARE: usize = 2;
+/// Reasons kept for [`VscsiPort::take_reason`]; older ones are forgotten.
+const REASONS_MAX: usize = 64;
 /// Events taken from the hypervisor at a time.
 const EVENTS_MAX: usize = 32;
 
@@ -181,6 +183,8 @@ struct Asking {
     receive: ReceiveRequest,
     address: u64,
     request: LoginRequest,
+    /// The coordinator has it.
+    is_put: bool,
 }
 
 /// One adapter, and what the poll group has of it.
@@ -220,6 +224,8 @@ pub struct VscsiPort<H> {
     device: u16,
     links: Vec<Link>,
     receives: VecDeque<ReceiveRequest>,
+    /// The adapter that a waiting request of was fetched last.
+    served: usize,
     /// Calls on their way, by id, and the ids that are free.
     calls: Vec<Option<(usize, Call)>>,
     free_calls: Vec<usize>,
@@ -263,6 +269,7 @@ impl<H: Hypervisor> VscsiPort<H> {
             device,
             links,
             receives: VecDeque::with_capacity(receives as usize),
+            served: 0,
             calls: Vec::new(),
             free_calls: Vec::new(),
             unmade: VecDeque::new(),
@@ -315,10 +322,17 @@ impl<H: Hypervisor> VscsiPort<H> {
                     self.call(link, Call::Ready, HypervisorOperation::ReadyForSuspend);
                 }
                 Action::GaveUp(reason) => {
-                    self.reasons.push_back((self.links[link].config.unit, reason));
+                    self.note(link, reason);
                 }
             }
         }
+    }
+
+    fn note(&mut self, link: usize, reason: Reason) {
+        if self.reasons.len() == REASONS_MAX {
+            self.reasons.pop_front();
+        }
+        self.reasons.push_back((self.links[link].config.unit, reason));
     }
 
     fn call(&mut self, link: usize, call: Call, operation: HypervisorOperation) {
@@ -330,6 +344,12 @@ impl<H: Hypervisor> VscsiPort<H> {
         let unit = self.links[link].config.unit;
         self.unmade.push_back(HypervisorRequest { id: place as u64, unit, operation });
         self.make_calls();
+    }
+
+    /// One of the adapter's requests is over: nothing of it is on its way any more.
+    fn end_request(&mut self, link: usize) {
+        debug_assert!(self.links[link].adapter.requests_in_flight() > 0, "a request ends once");
+        self.happen(link, Event::RequestEnded);
     }
 
     /// Makes what calls there is room for.
@@ -350,8 +370,8 @@ impl<H: Hypervisor> VscsiPort<H> {
                 return entry.waiting.push_back(request);
             }
             // All of its credits would not explain so many.
-            self.happen(link, Event::RequestEnded);
-            return self.happen(link, Event::CopyFailed(Copied::OutsideWindow));
+            self.end_request(link);
+            return self.happen(link, Event::Flooded);
         };
         let local = Sge { length: request.iu_bytes.into(), ..receive.local };
         let client_address = request.address;
@@ -362,10 +382,13 @@ impl<H: Hypervisor> VscsiPort<H> {
     /// A receive buffer is free.
     fn give_back(&mut self, receive: ReceiveRequest) {
         self.receives.push_back(receive);
-        let waits = |link: &Link| !link.waiting.is_empty();
-        if let Some(link) = self.links.iter().position(waits)
+        // The adapters take turns.
+        let count = self.links.len();
+        let mut turns = (1..=count).map(|place| (self.served + place) % count);
+        if let Some(link) = turns.find(|link| !self.links[*link].waiting.is_empty())
             && let Some(request) = self.links[link].waiting.pop_front()
         {
+            self.served = link;
             self.fetch(link, request);
         }
     }
@@ -392,22 +415,22 @@ impl<H: Hypervisor> VscsiPort<H> {
         let entry = &mut self.links[link];
         entry.is_sending = false;
         let sent = Sent::from_code(code);
-        // Where it went, or was given up meanwhile.
-        let Some(&outgoing) = entry.entries.front() else { return };
+        // It is out of the queue while the adapter hears of it, whose own next entry may follow at once.
+        let Some(outgoing) = entry.entries.pop_front() else { return };
         let event = match outgoing.of {
             EntryOf::Adapter => Event::Sent(sent),
             EntryOf::Task(_) | EntryOf::Own(_) => Event::AnswerSent(sent),
         };
         self.happen(link, event);
         let entry = &mut self.links[link];
-        if entry.send_again_at.is_none() && entry.entries.pop_front().is_some() {
-            let status = if sent == Sent::Delivered {
-                CompletionStatus::Success
-            } else {
-                CompletionStatus::Flushed
-            };
-            self.end_outgoing(link, outgoing, status);
+        if entry.send_again_at.is_some() {
+            return entry.entries.push_front(outgoing);
         }
+        let status = match sent {
+            Sent::Delivered => CompletionStatus::Success,
+            _ => CompletionStatus::Flushed,
+        };
+        self.end_outgoing(link, outgoing, status);
         self.send_next(link);
     }
 
@@ -417,11 +440,11 @@ impl<H: Hypervisor> VscsiPort<H> {
             EntryOf::Adapter => {}
             EntryOf::Task(id) => {
                 self.complete(link, id, status);
-                self.happen(link, Event::RequestEnded);
+                self.end_request(link);
             }
             EntryOf::Own(receive) => {
                 self.give_back(receive);
-                self.happen(link, Event::RequestEnded);
+                self.end_request(link);
             }
         }
     }
@@ -433,8 +456,8 @@ impl<H: Hypervisor> VscsiPort<H> {
 
     /// The connection is over: the poll group is told, and the login that it may be deciding on is forgotten.
     fn on_over(&mut self, link: usize, reason: Reason) {
+        self.note(link, reason);
         let entry = &mut self.links[link];
-        self.reasons.push_back((entry.config.unit, reason));
         entry.send_again_at = None;
         entry.answer = None;
         if entry.is_known && !std::mem::replace(&mut entry.is_over, true) {
@@ -442,7 +465,7 @@ impl<H: Hypervisor> VscsiPort<H> {
         }
         if let Some(asking) = entry.asking.take() {
             self.give_back(asking.receive);
-            self.happen(link, Event::RequestEnded);
+            self.end_request(link);
         }
     }
 
@@ -460,22 +483,52 @@ impl<H: Hypervisor> VscsiPort<H> {
             self.end_outgoing(link, outgoing, CompletionStatus::Flushed);
         }
         for _ in waiting {
-            self.happen(link, Event::RequestEnded);
+            self.end_request(link);
+        }
+        for id in self.take_unmade(link) {
+            self.on_returned(id, code::CLOSED);
         }
     }
 
-    /// Tells the poll group that nothing of a connection that is over is on its way any more.
+    /// Calls for requests of this adapter that were not made yet. They need not be: the client may use its memory for
+    /// something else by now.
+    fn take_unmade(&mut self, link: usize) -> Vec<u64> {
+        let mut taken = Vec::new();
+        let calls = &self.calls;
+        self.unmade.retain(|request| {
+            let call = usize::try_from(request.id).ok().and_then(|place| calls.get(place));
+            let is_made = match call {
+                Some(Some((of, call))) if *of == link => {
+                    matches!(call, Call::Register | Call::Free | Call::Ready)
+                }
+                _ => true,
+            };
+            if !is_made {
+                taken.push(request.id);
+            }
+            is_made
+        });
+        taken
+    }
+
+    /// Nothing of a connection that is over is on its way any more: the poll group is told, and when it has let go of the
+    /// queue pair, what it left undone ends and the next login is put to it.
     fn settle(&mut self, link: usize) {
         let entry = &mut self.links[link];
         let waits = |outgoing: &Outgoing| matches!(outgoing.of, EntryOf::Task(_));
-        if entry.is_known
-            && entry.is_over
-            && entry.calls == 0
-            && !entry.entries.iter().any(waits)
-            && !std::mem::replace(&mut entry.is_drained, true)
-        {
-            self.events.push_back(CmEvent::Drained(entry.qp));
+        if entry.calls != 0 || entry.entries.iter().any(waits) {
+            return;
         }
+        if entry.is_known {
+            if entry.is_over && !std::mem::replace(&mut entry.is_drained, true) {
+                self.events.push_back(CmEvent::Drained(entry.qp));
+            }
+            return;
+        }
+        while self.links[link].requests.pop().is_some() {
+            self.end_request(link);
+        }
+        self.put_login(link);
     }
 
     fn on_returned(&mut self, id: u64, code: i64) {
@@ -552,7 +605,7 @@ impl<H: Hypervisor> VscsiPort<H> {
         }
         self.on_copied(link, copied);
         self.give_back(receive);
-        self.happen(link, Event::RequestEnded);
+        self.end_request(link);
     }
 
     /// Has the poll group show us a receive buffer.
@@ -573,11 +626,13 @@ impl<H: Hypervisor> VscsiPort<H> {
         let tag = match taken {
             Taken::Command(head) => head.tag(),
             Taken::TaskManagement(function) => function.tag,
-            Taken::Login(login, Ok(())) => {
+            Taken::Login(login, Ok(())) if self.links[link].asking.is_none() => {
                 self.ask(link, shown.receive, request.address, login);
                 return None;
             }
-            Taken::Login(login, Err(reason)) => {
+            Taken::Login(login, decision) => {
+                // One is being decided on: it will be logged in.
+                let reason = decision.err().unwrap_or(LoginReject::ChannelLimit);
                 let mut answer = [0; 64];
                 let bytes = lunar_srp::login::encode_reject(reason, login.tag, &mut answer);
                 let answer = answer.get(..bytes.unwrap_or(0)).unwrap_or(&[]);
@@ -599,7 +654,7 @@ impl<H: Hypervisor> VscsiPort<H> {
             Taken::Nothing(actions) => {
                 self.act(link, actions);
                 self.give_back(shown.receive);
-                self.happen(link, Event::RequestEnded);
+                self.end_request(link);
                 self.settle(link);
                 return None;
             }
@@ -623,9 +678,22 @@ impl<H: Hypervisor> VscsiPort<H> {
     fn ask(&mut self, link: usize, receive: ReceiveRequest, address: u64, request: LoginRequest) {
         let entry = &mut self.links[link];
         entry.serial += 1;
-        entry.asking = Some(Asking { receive, address, request });
+        entry.asking = Some(Asking { receive, address, request, is_put: false });
+        self.put_login(link);
+    }
+
+    /// Puts the login to the coordinator, once the poll group is done with the connection before: a client that is refused
+    /// does not try again.
+    fn put_login(&mut self, link: usize) {
+        let entry = &mut self.links[link];
+        if entry.is_known {
+            return;
+        }
+        let asking = entry.asking.as_mut().filter(|asking| !asking.is_put);
+        let Some(Asking { request, is_put, .. }) = asking else { return };
+        *is_put = true;
         let AdapterConfig { initiator_port, target_port, peer, .. } = entry.config;
-        let known = LoginRequest { initiator_port, target_port, ..request };
+        let known = LoginRequest { initiator_port, target_port, ..*request };
         let mut bytes = [0; PrivateData::MAX];
         let length = lunar_srp::login::encode_request(&known, &mut bytes).unwrap_or(0);
         let private_data = PrivateData::new(bytes.get(..length).unwrap_or(&[]));
@@ -646,7 +714,7 @@ impl<H: Hypervisor> VscsiPort<H> {
         if entry.serial != serial {
             return;
         }
-        let Some(Asking { receive, address, request }) = entry.asking.take() else { return };
+        let Some(Asking { receive, address, request, .. }) = entry.asking.take() else { return };
         let bytes = if bytes.as_bytes().is_empty() { refused(request.tag) } else { bytes };
         let what = What::Login { address, answer: bytes, tag: request.tag };
         self.show(Shown { link, receive, what }, 0);
@@ -666,6 +734,7 @@ impl<H: Hypervisor> VscsiPort<H> {
         let status = self.links[link].adapter.answer_mad(&mad, behind);
         if let (Some(length), MadStatus::Success, Some(client_address)) =
             (payload, status, mad.payload_address)
+            && self.links[link].adapter.answers_wanted()
         {
             let place = receive.local.address + PAYLOAD_OFFSET as u64;
             let local = Sge { address: place, length: length.into(), key: receive.local.key };
@@ -707,6 +776,9 @@ impl<H: Hypervisor> VscsiPort<H> {
         entry: Entry,
     ) {
         let outgoing = Outgoing { entry, of: EntryOf::Own(receive) };
+        if !self.links[link].adapter.answers_wanted() {
+            return self.end_outgoing(link, outgoing, CompletionStatus::Flushed);
+        }
         let local = Sge { length, ..receive.local };
         let operation = HypervisorOperation::CopyOut { local, client_address };
         self.call(link, Call::Answer(outgoing), operation);
@@ -858,13 +930,10 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
     }
 
     fn destroy(&mut self, qp: QpHandle) {
+        self.disconnect(qp);
         let Some(link) = self.link_of(qp) else { return };
         self.links[link].is_known = false;
-        let requests = self.links[link].requests.len();
-        self.links[link].requests.clear();
-        for _ in 0..requests {
-            self.happen(link, Event::RequestEnded);
-        }
+        self.settle(link);
     }
 
     fn poll_cm(&mut self) -> Option<CmEvent> {
@@ -990,7 +1059,7 @@ impl<H: Hypervisor> Hca for VscsiPort<H> {
         let entry = &mut self.links[link];
         if let Some(place) = entry.requests.iter().position(|(known, _)| *known == tag) {
             entry.requests.swap_remove(place);
-            self.happen(link, Event::RequestEnded);
+            self.end_request(link);
         }
     }
 }

@@ -1,7 +1,12 @@
 //! A card and its initiators in one thread, for scenarios: the real target on the emulated HCA, with
-//! card-local units. What needs a host is the simulator's and the emulator's business.
+//! card-local units; with [`Host`], a host whose agent serves the units from disks. Chance and failures are the
+//! simulator's and the emulator's business.
 //!
 //! Time is virtual: it moves a microsecond with every [`Lab::step`].
+
+mod host;
+
+pub use host::Host;
 
 use lunar_dma::sgv::Placement;
 use lunar_hca::{DeviceConfig, Emulated, EmulatedDevice, Fabric, Latency};

@@ -318,6 +318,7 @@ fn report_luns_tells_of_the_target_that_is_asked() {
     assert_eq!(report(0x302), [0, 2]);
     assert_eq!(report(0x520), [0]);
     assert_eq!(report(0x700), [0], "nobody is there");
+    assert_eq!(report(0x300), [0, 2], "the client asks at unit 0, whether it is there or not");
     assert_eq!(lab.command(0x302, &[0; 6], None).scsi(), (2, [6, 0x29, 1]));
     assert_eq!(lab.command(0x302, &[0; 6], None).scsi(), GOOD);
 }

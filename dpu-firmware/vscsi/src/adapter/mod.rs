@@ -99,6 +99,8 @@ pub enum Event {
     /// failure with information units, [`Copied::WindowClosed`] and [`Copied::Failed`] with data. The
     /// request has not ended yet.
     CopyFailed(Copied),
+    /// The client has more requests waiting than its limit can explain. The last of them has ended.
+    Flooded,
     /// A request is over.
     RequestEnded,
     /// The [`Adapter::deadline`] has come.
@@ -345,6 +347,10 @@ impl Adapter {
             }
             Event::Arrived(incoming) => self.on_arrived(incoming, now, &mut actions),
             Event::CopyFailed(result) => self.on_copy_failed(result, now, &mut actions),
+            Event::Flooded if self.answers_wanted() => {
+                self.end(After::Free, Reason::OverLimit(self.request_limit), now, &mut actions);
+            }
+            Event::Flooded => {}
             Event::RequestEnded => {
                 self.requests = self.requests.saturating_sub(1);
                 self.settle(now, &mut actions);
