@@ -199,7 +199,7 @@ fn disk(described: &Described, first: &Medium) -> Option<Box<dyn BlockDevice>> {
 fn unit(described: &Described) -> LogicalUnit {
     let Described { handle, blocks, .. } = *described;
     let serial = format!("GOLD{}", if handle == 4 { 2 } else { handle - 1 });
-    let common = LogicalUnit {
+    let named = LogicalUnit {
         handle,
         name: format!("disk{handle}"),
         vendor: "QEMU".to_owned(),
@@ -219,7 +219,7 @@ fn unit(described: &Described) -> LogicalUnit {
             thin: true,
             forwards: true,
             placement: PlacementKind::HostDram.into(),
-            ..common
+            ..named
         },
         None => LogicalUnit {
             backend: BackendKind::CardNull.into(),
@@ -229,7 +229,7 @@ fn unit(described: &Described) -> LogicalUnit {
             device_type: 5,
             product: "QEMU CD-ROM".to_owned(),
             placement: PlacementKind::CardDram.into(),
-            ..common
+            ..named
         },
     }
 }
