@@ -12,6 +12,7 @@ mod machine;
 mod measure;
 mod modules;
 mod packages;
+mod partition;
 mod rdma;
 mod run;
 mod scenarios;
@@ -27,7 +28,7 @@ use clap::Parser;
 
 use crate::measure::Figures;
 use crate::run::Run;
-use crate::scenarios::Scenario;
+use crate::scenarios::{Place, Scenario};
 
 /// Boots the guest and runs scenarios in it.
 ///
@@ -101,6 +102,9 @@ const IN_THE_GUEST: &[(&str, Program)] = &[
     (verbs::NAME, verbs::run),
 ];
 
+/// What it is outside of the guest, as a process of its own.
+const BESIDE_THE_GUEST: &[(&str, Program)] = &[(partition::server::NAME, partition::server::run)];
+
 /// The exit code that says: not run, for want of something.
 const SKIPPED: u8 = 77;
 
@@ -108,7 +112,8 @@ fn main() -> Result<ExitCode> {
     let mut words = std::env::args();
     let program = words.next().unwrap_or_default();
     let name = program.rsplit('/').next();
-    if let Some((_, run)) = IN_THE_GUEST.iter().find(|(called, _)| Some(*called) == name) {
+    let mut named = IN_THE_GUEST.iter().chain(BESIDE_THE_GUEST);
+    if let Some((_, run)) = named.find(|(called, _)| Some(*called) == name) {
         run(&words.collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -128,13 +133,23 @@ fn main() -> Result<ExitCode> {
     } else {
         Vec::new()
     };
-    let mut run = match Run::prepare(&guest, arguments.refresh) {
-        Ok(run) => run,
-        Err(error) => {
-            eprintln!("skipped: {error:#}");
-            return Ok(ExitCode::from(SKIPPED));
+    let is_partition = |scenario: &Scenario| scenario.place == Place::Partition;
+    let mut run = Run::new(&guest)?;
+    let mut missing = None;
+    if chosen.is_empty() || !chosen.iter().all(is_partition) {
+        missing = run.prepare_machine(arguments.refresh).err();
+    }
+    if missing.is_none() && chosen.iter().any(is_partition) {
+        missing = run.prepare_partition(arguments.refresh).err();
+        // The others need none.
+        if let Some(error) = missing.take_if(|_| !chosen.iter().all(is_partition)) {
+            run.without_partition = Some(format!("{error:#}"));
         }
-    };
+    }
+    if let Some(error) = missing {
+        eprintln!("skipped: {error:#}");
+        return Ok(ExitCode::from(SKIPPED));
+    }
     run.share = arguments.share.map(std::path::absolute).transpose()?;
     let needs_lunar = |scenario: &Scenario| scenario.target.as_deref() == Some("lunar");
     if arguments.lunar || arguments.measure || chosen.iter().any(needs_lunar) {
@@ -158,8 +173,8 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::from(run.command(&command)?));
     }
     if arguments.shell {
-        if let Some(two) = chosen.iter().find(|scenario| scenario.needs_two) {
-            bail!("{} needs two machines, and --shell has one: leave --shell out", two.name);
+        if let Some(other) = chosen.iter().find(|scenario| scenario.place != Place::Alone) {
+            bail!("{} needs more than the machine that --shell has: leave --shell out", other.name);
         }
         run.shell(&chosen)?;
         return Ok(ExitCode::SUCCESS);
