@@ -124,8 +124,7 @@ impl<W: Write> Bridge<W> {
         if !at_breakpoint {
             return self.gdb.resume();
         }
-        let registers = self.gdb.registers()?;
-        let call = [registers[3], registers[4], registers[5], registers[6], registers[7]];
+        let call = self.gdb.arguments()?;
         let result = self.call(call)?;
         let instructions = if result.is_some() { 2 } else { 1 };
         let next = self.adapter.before_call + instructions * INSTRUCTION_BYTES;

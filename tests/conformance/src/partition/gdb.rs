@@ -15,8 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RESULT: usize = 3;
 /// The stub's number of the next instruction's address.
 const NEXT_INSTRUCTION: usize = 64;
-/// General purpose registers.
-const REGISTERS: usize = 32;
 
 /// A stub that stops a guest.
 ///
@@ -28,10 +26,14 @@ pub struct Gdb {
 }
 
 impl Gdb {
-    /// A stub at the other end of `stream`, whose guest stands still.
+    /// The stub at the other end of `stream`, whose guest stands still.
     pub fn over(stream: UnixStream) -> Result<Gdb> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Gdb { stream, inbox: Vec::new() })
+        let mut gdb = Gdb { stream, inbox: Vec::new() };
+        // QEMU's gives single registers only to those who asked what there are.
+        gdb.send(&["qXfer:features:read:target.xml:0,ffb".to_string()])?;
+        gdb.answer()?;
+        Ok(gdb)
     }
 
     /// Becomes readable when the guest has stopped, among other things.
@@ -64,18 +66,18 @@ impl Gdb {
         (0..answers).try_for_each(|_| self.expect_ok().context("a register"))
     }
 
-    /// The general purpose registers of the guest, which stands still.
-    pub fn registers(&mut self) -> Result<[u64; REGISTERS]> {
-        self.send(&["g".to_string()])?;
-        let answer = self.answer()?;
-        let mut registers = [0; REGISTERS];
-        for (register, digits) in registers.iter_mut().zip(answer.as_bytes().chunks(16)) {
-            let digits = std::str::from_utf8(digits)?;
-            let value = u64::from_str_radix(digits, 16).with_context(|| format!("`{answer}`"))?;
-            *register = value.swap_bytes();
+    /// What a call that the guest is about to make is given: the registers from the first argument on.
+    pub fn arguments<const COUNT: usize>(&mut self) -> Result<[u64; COUNT]> {
+        // One by one: QEMU's stub may die of being asked for all registers at once.
+        let packets: Vec<String> = (0..COUNT).map(|place| format!("p{:x}", RESULT + place)).collect();
+        self.send(&packets)?;
+        let mut arguments = [0; COUNT];
+        for argument in &mut arguments {
+            let answer = self.answer()?;
+            let value = u64::from_str_radix(&answer, 16).ok().filter(|_| answer.len() == 16);
+            *argument = value.with_context(|| format!("a register of `{answer}`"))?.swap_bytes();
         }
-        ensure!(answer.len() >= 16 * REGISTERS, "registers from the stub: `{answer}`");
-        Ok(registers)
+        Ok(arguments)
     }
 
     /// Reads what there is, once; false when the guest and its stub have ended.
