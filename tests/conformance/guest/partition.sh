@@ -1,34 +1,88 @@
-# The real VSCSI client, ibmvscsi, of a partition.
-
-adapter=71000010
+# The real VSCSI client, ibmvscsi, of a partition with one adapter.
 
 # ask WHAT: has it done outside of the guest.
 ask() {
 	report ASK "$*"
 }
 
+# client_loaded [OPTION=VALUE...]: loads the client with these options.
 client_loaded() {
-	check "ibmvscsi loads" modprobe -a ibmvscsi sd_mod sg
+	check "sd and sg load" modprobe -a sd_mod sg
+	check "ibmvscsi loads with ${*:-its defaults}" modprobe ibmvscsi "$@"
 }
 
-disk_of() {
-	ls "/sys/class/scsi_device/$1/device/block" 2>/dev/null
+client_unloaded() {
+	check "ibmvscsi unloads" rmmod ibmvscsi
+	check_not "its host is gone" ls /sys/class/scsi_host/host*
+}
+
+host_of_client() {
+	for entry in /sys/class/scsi_host/host*; do
+		[ "$(cat "$entry/proc_name" 2>/dev/null)" = ibmvscsi ] && echo "${entry##*host}"
+	done
+}
+
+# block_of LUN, generic_of LUN: the devices of a unit of target 0 on channel 0.
+block_of() {
+	ls "/sys/class/scsi_device/$(host_of_client):0:0:$1/device/block" 2>/dev/null
+}
+
+generic_of() {
+	ls "/sys/class/scsi_device/$(host_of_client):0:0:$1/device/scsi_generic" 2>/dev/null
 }
 
 has_disk() {
-	[ -n "$(disk_of "$1")" ]
+	[ -n "$(block_of "$1")" ]
 }
 
-# disk: waits for unit 0 of the only host; then $address is where it is, $disk and $generic are its devices.
+# disk [LUN]: waits for the disk; then $disk and $generic are its devices.
 disk() {
-	wait_for 60 "the client finds a disk" eval 'host=$(ls /sys/class/scsi_host) && has_disk "${host#host}:0:0:0"'
-	address=${host#host}:0:0:0
-	disk=/dev/$(disk_of $address)
-	generic=/dev/$(ls /sys/class/scsi_device/$address/device/scsi_generic)
+	wait_for 120 "LUN ${1:-0} is a disk" has_disk "${1:-0}"
+	disk=/dev/$(block_of "${1:-0}")
+	generic=/dev/$(generic_of "${1:-0}")
 }
 
-inquiry_says() {
-	sg_inq "$1" >/run/said 2>&1
-	cat /run/said
-	grep -q "$2" /run/said || sg_inq "$1" | tr -s ' ' | grep -q "$2"
+# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
+says() {
+	what=$1 pattern=$2
+	shift 2
+	"$@" >/run/said 2>&1 || {
+		ended=$?
+		cat /run/said
+		fail "$what: \`$*\` ended with $ended"
+	}
+	grep -E -q "$pattern" /run/said || {
+		cat /run/said
+		fail "$what: \`$*\` prints nothing like '$pattern'"
+	}
+	report CHECK "$what"
 }
+
+# transfer if|of BLOCKS COUNT: COUNT commands of BLOCKS blocks each, past the page cache.
+transfer() {
+	case $1 in
+	if) sg_dd if="$disk" of=/dev/null iflag=direct bs=512 bpt="$2" count=$(($2 * $3)) ;;
+	of) sg_dd if=/dev/zero of="$disk" oflag=direct bs=512 bpt="$2" count=$(($2 * $3)) ;;
+	esac >/run/said 2>&1 || {
+		cat /run/said
+		return 1
+	}
+}
+
+# transfers NAME: reads and writes of 4 KiB to 1 MiB.
+transfers() {
+	for blocks in 8 128 2048; do
+		check "$1: reads of $((blocks / 2)) KiB" transfer if $blocks 4
+		check "$1: writes of $((blocks / 2)) KiB" transfer of $blocks 4
+	done
+}
+
+# kernel_says PATTERN: in what it logged since the last kernel_is_heard.
+kernel_is_heard() {
+	dmesg_lines=$(dmesg | wc -l)
+}
+
+kernel_says() {
+	dmesg | tail -n +$((dmesg_lines + 1)) | grep -E "$1"
+}
+kernel_is_heard

@@ -1,9 +1,45 @@
-#: Linux's ibmvscsi logs in and reads and writes through resets, its own reload, and a server that is killed
+#: Linux's ibmvscsi finds its disks, and reads and writes through resets, its own reload and a server that is killed
 #: partition
 #: limit 300
 . /guest/partition.sh
 
-client_loaded
+# Its default looks at 256 targets, at three commands each.
+client_loaded max_id=4
+disk 1
 disk
-check "the disk is Lunar's" inquiry_says "$generic" 'LUNAR *null'
-dmesg | grep -i vscsi
+check "the client met Lunar" kernel_says 'host partition lunar \(1\), OS 3, max io 1048576'
+check "the client asked for what only a server of that kind has" kernel_says 'Client reserve enabled'
+says "INQUIRY" 'LUNAR' sg_inq "$generic"
+says "READ CAPACITY" 'Last LBA=1048575' sg_readcap "$generic"
+says "REPORT LUNS" 'Lun list length = 16' sg_luns "$generic"
+transfers "at first"
+
+kernel_is_heard
+check "reset of the device" sg_reset --device "$generic"
+check "the kernel saw it" kernel_says 'resetting device'
+transfers "after a reset of the device"
+
+kernel_is_heard
+check "reset of the host" sg_reset --host "$generic"
+check "the client logged in again" kernel_says 'SRP_LOGIN succeeded'
+transfers "after a reset of the host"
+
+kernel_is_heard
+transfer if 2048 4096 &
+load=$!
+sleep 1
+check "there is load" kill -0 $load
+ask server killed
+wait_for 60 "the client is told" kernel_says 'Partner adapter not ready'
+check_not "what was under way fails" wait $load
+check_not "nothing can be read" transfer if 8 1
+ask server started
+wait_for 60 "the new server sends INIT" kernel_says 'partner initialized'
+wait_for 60 "the client logs in at it" kernel_says 'SRP_LOGIN succeeded'
+transfers "with another server"
+
+client_unloaded
+client_loaded max_id=4
+disk
+transfers "after a reload"
+dmesg | grep -i -E 'vscsi|sd '
