@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use lunar_pcie::Segment;
 
 use crate::elf;
-use bridge::{Adapter, Bridge};
+use bridge::{Adapter, Bridge, Fault, Faults};
 use client::Client;
 use gdb::Gdb;
 use qtest::Qtest;
@@ -121,9 +121,11 @@ impl Partition {
         drop(self.machines);
         let client = Client::new(self.memory, WINDOW_BYTES);
         let (gdb, qtest) = (Gdb::over(self.gdb)?, Qtest::over(self.qtest)?);
-        let bridge = Bridge::new(self.adapter, gdb, qtest, client, self.listener, self.journal);
+        let (faults, asked) = Faults::new()?;
+        let (listener, journal) = (self.listener, self.journal);
+        let bridge = Bridge::new(self.adapter, gdb, qtest, client, listener, asked, journal);
         let bridge = std::thread::spawn(move || bridge.run());
-        let mut running = Running { out: self.out, bridge: Some(bridge), server: None };
+        let mut running = Running { out: self.out, faults, bridge: Some(bridge), server: None };
         running.start_server()?;
         Ok(running)
     }
@@ -132,6 +134,7 @@ impl Partition {
 /// A partition whose machine runs.
 pub struct Running {
     out: PathBuf,
+    faults: Faults,
     bridge: Option<JoinHandle<Result<()>>>,
     server: Option<Child>,
 }
@@ -145,7 +148,16 @@ impl Running {
                 Ok(())
             }
             "server started" => self.start_server(),
-            _ => bail!("the guest asks for `{what}`, which nobody knows"),
+            _ => {
+                let fault = match what {
+                    "migration" => Fault::Migration,
+                    "lost command" => Fault::LostCommand,
+                    "refusals" => Fault::Refusals,
+                    _ => bail!("the guest asks for `{what}`, which nobody knows"),
+                };
+                self.faults.ask(fault);
+                Ok(())
+            }
         }
     }
 

@@ -1,6 +1,6 @@
-#: Linux's ibmvscsi finds its disks, and reads and writes through resets, its own reload and a server that is killed
+#: Linux's ibmvscsi finds its disks, reads and writes through resets, aborts, migration, a killed server and its reload
 #: partition
-#: limit 300
+#: limit 350
 . /guest/partition.sh
 
 # Its default looks at 256 targets, at three commands each.
@@ -25,6 +25,26 @@ check "the client logged in again" kernel_says 'SRP_LOGIN succeeded'
 transfers "after a reset of the host"
 
 kernel_is_heard
+ask refusals
+sleep 1
+transfers "after H_SEND_CRQ found the server closed"
+check_not "no error came of it" kernel_says 'error'
+
+kernel_is_heard
+echo 5 >/sys/block/${disk#/dev/}/device/timeout
+ask lost command
+sleep 1
+check "a command that was lost is tried again" transfer if 8 1
+check "it was aborted" kernel_says 'aborting command'
+transfers "after an abort"
+
+kernel_is_heard
+ask migration
+wait_for 60 "the client is told of a migration" kernel_says 'Re-enabling adapter'
+wait_for 60 "the client logs in again" kernel_says 'SRP_LOGIN succeeded'
+transfers "after a migration"
+
+kernel_is_heard
 transfer if 2048 4096 &
 load=$!
 sleep 1
@@ -42,4 +62,3 @@ client_unloaded
 client_loaded max_id=4
 disk
 transfers "after a reload"
-dmesg | grep -i -E 'vscsi|sd '

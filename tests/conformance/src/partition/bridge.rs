@@ -8,10 +8,12 @@ use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use anyhow::Result;
-use lunar_vscsi::crq::{Entry, TransportEvent};
+use lunar_pcie::HintLine;
+use lunar_vscsi::crq::{Entry, Incoming, TransportEvent};
 use lunar_vscsi::hcall::code;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -34,6 +36,45 @@ mod token {
 
 /// Bytes of an instruction.
 const INSTRUCTION_BYTES: u64 = 4;
+
+/// What happens to a client or its adapter without either's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The partner is moved to another machine: FF06, and a queue that rests until H_ENABLE_CRQ.
+    Migration,
+    /// The next command of the client is lost.
+    LostCommand,
+    /// The next two H_SEND_CRQ of the client return H_CLOSED.
+    Refusals,
+}
+
+/// Where faults are asked for, from any thread.
+#[derive(Clone)]
+pub struct Faults {
+    sender: Sender<Fault>,
+    line: HintLine,
+}
+
+impl Faults {
+    /// One that is asked for, and the end at which it is.
+    pub fn new() -> std::io::Result<(Faults, FaultsAsked)> {
+        let (sender, receiver) = channel();
+        let line = HintLine::new()?;
+        Ok((Faults { sender, line: line.clone() }, FaultsAsked { receiver, line }))
+    }
+
+    /// Asks for one. A bridge that has ended has no faults any more.
+    pub fn ask(&self, fault: Fault) {
+        let _ = self.sender.send(fault);
+        self.line.signal();
+    }
+}
+
+/// The bridge's end of [`Faults`].
+pub struct FaultsAsked {
+    receiver: Receiver<Fault>,
+    line: HintLine,
+}
 
 /// Where and for whom the machine is stopped.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +99,11 @@ pub struct Bridge<W: Write> {
     is_open: bool,
     /// What sends of the client are to return, in this order.
     refusals: VecDeque<i64>,
+    /// How many commands of the client are to be lost.
+    losses: u32,
+    /// The client's queue rests until H_ENABLE_CRQ.
+    is_resting: bool,
+    faults: FaultsAsked,
     journal: W,
     started: Instant,
 }
@@ -71,6 +117,7 @@ impl<W: Write> Bridge<W> {
         qtest: Qtest,
         client: Client,
         listener: UnixListener,
+        faults: FaultsAsked,
         journal: W,
     ) -> Bridge<W> {
         Bridge {
@@ -82,6 +129,9 @@ impl<W: Write> Bridge<W> {
             server: None,
             is_open: false,
             refusals: VecDeque::new(),
+            losses: 0,
+            is_resting: false,
+            faults,
             journal,
             started: Instant::now(),
         }
@@ -98,12 +148,19 @@ impl<W: Write> Bridge<W> {
             let mut waited = [
                 PollFd::from_borrowed_fd(self.gdb.fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(of_server, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.faults.line.fd(), PollFlags::IN),
             ];
             match poll(&mut waited, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 polled => polled?,
             };
-            let [from_machine, from_server] = waited.map(|waited| !waited.revents().is_empty());
+            let [from_machine, from_server, of_faults] =
+                waited.map(|waited| !waited.revents().is_empty());
+            if of_faults && self.faults.line.drain() {
+                while let Ok(fault) = self.faults.receiver.try_recv() {
+                    self.befall(fault)?;
+                }
+            }
             if from_server && self.server.is_none() {
                 self.accept()?;
             } else if from_server {
@@ -166,6 +223,7 @@ impl<W: Write> Bridge<W> {
             }
             token::SEND_CRQ => self.send(second, third),
             token::ENABLE_CRQ => {
+                self.is_resting = false;
                 self.tell(&ToServer::Enabled);
                 code::SUCCESS
             }
@@ -192,11 +250,29 @@ impl<W: Write> Bridge<W> {
         if self.client.queue().is_none() {
             return code::NOT_FOUND;
         }
-        if !self.is_open {
+        if !self.is_open || self.is_resting {
             return code::CLOSED;
         }
-        self.tell(&ToServer::Entry(Entry::from_words(high, low).to_bytes()));
+        let entry = Entry::from_words(high, low);
+        if self.losses > 0 && matches!(entry.read(), Incoming::Request(_)) {
+            self.losses -= 1;
+            return code::SUCCESS;
+        }
+        self.tell(&ToServer::Entry(entry.to_bytes()));
         code::SUCCESS
+    }
+
+    fn befall(&mut self, fault: Fault) -> Result<()> {
+        self.note(format_args!("fault {fault:?}"));
+        match fault {
+            Fault::Migration => {
+                self.deliver(Entry::transport(TransportEvent::Migrated).to_bytes())?;
+                self.is_resting = true;
+            }
+            Fault::LostCommand => self.losses += 1,
+            Fault::Refusals => self.refusals.extend([code::CLOSED; 2]),
+        }
+        Ok(())
     }
 
     fn accept(&mut self) -> Result<()> {
@@ -242,7 +318,7 @@ impl<W: Write> Bridge<W> {
                 self.tell(&ToServer::Wrote(written));
             }
             FromServer::Send(entry) => {
-                let result = self.deliver(entry)?;
+                let result = if self.is_resting { code::CLOSED } else { self.deliver(entry)? };
                 self.tell(&ToServer::Sent(result));
             }
             FromServer::Refuse(code) => self.refusals.push_back(code),
