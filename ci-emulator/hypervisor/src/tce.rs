@@ -42,12 +42,7 @@ impl TceTable {
     /// page each. `None` when a page is outside the window, or lacks a bit of `access`; no bit at all means
     /// that it is not mapped.
     #[must_use]
-    pub fn translate(
-        &self,
-        address: u64,
-        bytes: u64,
-        access: u64,
-    ) -> Option<Vec<(u64, u64)>> {
+    pub fn translate(&self, address: u64, bytes: u64, access: u64) -> Option<Vec<(u64, u64)>> {
         let end = address.checked_add(bytes)?;
         let mut ranges = Vec::new();
         let mut at = address;

@@ -147,7 +147,9 @@ pub fn symbol<'a>(file: &'a [u8], name: &str) -> Result<(u64, &'a [u8])> {
     let symbols = sections.symbols(ENDIAN, file, elf::SHT_SYMTAB)?;
     let found = symbols
         .iter()
-        .find(|symbol| symbols.symbol_name(ENDIAN, symbol).is_ok_and(|found| found == name.as_bytes()))
+        .find(|symbol| {
+            symbols.symbol_name(ENDIAN, symbol).is_ok_and(|found| found == name.as_bytes())
+        })
         .with_context(|| format!("it has no symbol {name}"))?;
     let address = found.st_value(ENDIAN);
     let content = sections

@@ -149,7 +149,8 @@ pub struct Machine {
 impl Machine {
     /// Starts it. It is not up yet.
     pub fn start(wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-        let second = if matches!(wanted.around, Around::Wire(Place::Second)) { "-second" } else { "" };
+        let second =
+            if matches!(wanted.around, Around::Wire(Place::Second)) { "-second" } else { "" };
         let console = wanted.out.join(format!("console-{number}{second}.log"));
         let reports = wanted.out.join(format!("reports-{number}{second}.txt"));
         File::create(&reports)?;

@@ -80,9 +80,8 @@ impl Partition {
         let _ = fs::remove_file(out.join(SOCKET));
         // By way of the directory's descriptor: the whole path may be longer than a socket's may.
         let folder = File::open(out)?;
-        let listener =
-            UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
-                .context("the bridge's socket")?;
+        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
+            .context("the bridge's socket")?;
         let journal = File::create(out.join(format!("bridge-{number}.log")))?;
         let out = out.to_path_buf();
         Ok(Partition { out, adapter, memory, gdb, qtest, machines, listener, journal })

@@ -360,3 +360,6 @@ impl<W: Write> Bridge<W> {
         let _ = writeln!(self.journal, "{:9.3} {what}", self.started.elapsed().as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests;

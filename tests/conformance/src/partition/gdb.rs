@@ -69,7 +69,8 @@ impl Gdb {
     /// What a call that the guest is about to make is given: the registers from the first argument on.
     pub fn arguments<const COUNT: usize>(&mut self) -> Result<[u64; COUNT]> {
         // One by one: QEMU's stub may die of being asked for all registers at once.
-        let packets: Vec<String> = (0..COUNT).map(|place| format!("p{:x}", RESULT + place)).collect();
+        let packets: Vec<String> =
+            (0..COUNT).map(|place| format!("p{:x}", RESULT + place)).collect();
         self.send(&packets)?;
         let mut arguments = [0; COUNT];
         for argument in &mut arguments {

@@ -114,10 +114,9 @@ fn parse(frame: &[u8]) -> Option<FromServer> {
             address: long(&place[..8])?,
             bytes: u32::from_be_bytes(place[8..].try_into().ok()?),
         },
-        (b'W', place) => FromServer::Write {
-            address: long(place.get(..8)?)?,
-            bytes: place[8..].to_vec(),
-        },
+        (b'W', place) => {
+            FromServer::Write { address: long(place.get(..8)?)?, bytes: place[8..].to_vec() }
+        }
         (b'S', entry) => FromServer::Send(entry.try_into().ok()?),
         (b'X', code) => FromServer::Refuse(long(code)? as i64),
         _ => return None,

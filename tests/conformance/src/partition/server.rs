@@ -97,8 +97,7 @@ fn card(socket: &Path) -> Result<(PollGroup<Card>, Coordinator<Card>)> {
     let (hca, listener) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 0);
     let slot = HostSlot::new(PlacementMode::Prompt);
     let (to_card, to_host) = (HintLine::new()?, HintLine::new()?);
-    let dma =
-        EmulatedDma::new(space.clone(), slot.clone(), to_card, to_host, DmaConfig::default());
+    let dma = EmulatedDma::new(space.clone(), slot.clone(), to_card, to_host, DmaConfig::default());
     let memory = CardMemory::new(space, Some(slot), Backing::Anonymous, 1 << 30);
     let (link, inbox, outbox) = mailbox();
     let parts = GroupParts { index: 0, limits, hca, dma, memory, inbox, outbox };
