@@ -157,6 +157,9 @@ fn main() -> Result<ExitCode> {
     }
     if arguments.prepare {
         println!("{}", run.made_of());
+        if let Some(why) = &run.without_partition {
+            println!("no partition: {why}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     run.shown = arguments.verbose;

@@ -311,8 +311,12 @@ impl Run {
             around: Around::Hypervisor(&partition),
         };
         let machine = Machine::start(&wanted, number)?;
-        let running = partition.run()?;
-        Ok(Booted { machine: up(machine)?, second: None, partition: Some(running) })
+        let mut running = partition.run()?;
+        let machine = up(machine).map_err(|error| match running.complaint() {
+            Some(why) => error.context(format!("the bridge: {why:#}")),
+            None => error,
+        })?;
+        Ok(Booted { machine, second: None, partition: Some(running) })
     }
 }
 
