@@ -1,6 +1,7 @@
 //! Lunar against real initiators: boots a Linux guest under emulation and runs scenarios in it, with the
 //! kernel's own SCSI initiators. The scenarios are shell scripts in `guest/`, and each check is theirs. What no tool of
-//! the guest can do, this program does there under other names ([`IN_THE_GUEST`]); nothing else here knows SCSI or SRP.
+//! the guest can do, this program does there under other names ([`IN_THE_GUEST`]), or beside it ([`BESIDE_THE_GUEST`]);
+//! nothing else here knows SCSI or SRP.
 
 mod architecture;
 mod cpio;
@@ -32,8 +33,9 @@ use crate::scenarios::{Place, Scenario};
 
 /// Boots the guest and runs scenarios in it.
 ///
-/// The guest is a Debian kernel with soft RoCE under QEMU's emulation. Its packages are downloaded once
-/// and kept in lunar/vm in the user's cache directory, or where LUNAR_VM_CACHE says.
+/// The guest is a Debian kernel with soft RoCE under QEMU's emulation, or one for POWER with a VSCSI adapter.
+/// Its packages are downloaded once and kept in lunar/vm in the user's cache directory, or where
+/// LUNAR_VM_CACHE says.
 #[derive(Parser)]
 #[command(name = "cargo xtask vm", bin_name = "cargo xtask vm")]
 struct Arguments {
