@@ -77,6 +77,11 @@ transfers() {
 	done
 }
 
+# reads_and_kernel_says PATTERN: for what is asked for outside, and happens to some read soon.
+reads_and_kernel_says() {
+	transfer if 8 1 && kernel_says "$1"
+}
+
 # kernel_says PATTERN: in what it logged since the last kernel_is_heard.
 kernel_is_heard() {
 	dmesg_lines=$(dmesg | wc -l)

@@ -26,16 +26,14 @@ transfers "after a reset of the host"
 
 kernel_is_heard
 ask refusals
-sleep 1
-transfers "after H_SEND_CRQ found the server closed"
+wait_for 60 "a refused H_SEND_CRQ is tried again" reads_and_kernel_says 'Receive queue closed, will retry'
+transfers "after H_SEND_CRQ was refused"
 check_not "no error came of it" kernel_says 'error'
 
 kernel_is_heard
 echo 5 >/sys/block/${disk#/dev/}/device/timeout
 ask lost command
-sleep 1
-check "a command that was lost is tried again" transfer if 8 1
-check "it was aborted" kernel_says 'aborting command'
+wait_for 120 "a lost command is aborted and tried again" reads_and_kernel_says 'successfully aborted'
 transfers "after an abort"
 
 kernel_is_heard
@@ -45,7 +43,7 @@ wait_for 60 "the client logs in again" kernel_says 'SRP_LOGIN succeeded'
 transfers "after a migration"
 
 kernel_is_heard
-transfer if 2048 4096 &
+transfer if 2048 512 &
 load=$!
 sleep 1
 check "there is load" kill -0 $load

@@ -212,6 +212,7 @@ impl<W: Write> Bridge<W> {
             }
             token::REG_CRQ => self.register(second, third),
             token::FREE_CRQ => {
+                self.is_resting = false;
                 self.client.free();
                 self.tell(&ToServer::Freed);
                 code::SUCCESS
