@@ -28,6 +28,10 @@ const READ_BYTES: usize = 256 * 1024;
 /// A call that the bridge has not answered yet.
 #[derive(Clone, Copy, Debug)]
 enum Call {
+    /// A read of nothing behind `O`: once it is answered, the bridge has said whether its client has a queue.
+    Register {
+        id: u64,
+    },
     CopyIn {
         id: u64,
         local: Sge,
@@ -110,16 +114,18 @@ impl SocketHypervisor {
         }
     }
 
-    fn register(&mut self) -> i64 {
+    fn register(&mut self, id: u64) -> Option<i64> {
         if self.registered {
-            return code::RESOURCE;
+            return Some(code::RESOURCE);
         }
         if self.stream.is_none() {
-            return code::HARDWARE;
+            return Some(code::HARDWARE);
         }
         self.registered = true;
         frame::encode(ToBridge::Open(true), &mut self.outbox);
-        if self.client_registered { code::SUCCESS } else { code::CLOSED }
+        // A client whose H_REG_CRQ found us closed waits for our INIT. One that comes after this sends its own.
+        self.call(Call::Register { id }, ToBridge::Read { address: 0, bytes: 0 });
+        None
     }
 
     fn free(&mut self) -> i64 {
@@ -257,6 +263,10 @@ impl SocketHypervisor {
 
     fn take_answer(&mut self, frame: FromBridge<'_>) -> bool {
         match (self.calls.front().copied(), frame) {
+            (Some(Call::Register { id }), FromBridge::Read(_)) => {
+                let is_there = self.client_registered;
+                self.returned(id, if is_there { code::SUCCESS } else { code::CLOSED });
+            }
             (Some(Call::CopyIn { id, local }), FromBridge::Read(bytes)) => {
                 let code = bytes.map_or(code::SOURCE_PARM, |bytes| self.put(local, bytes));
                 self.returned(id, code);
@@ -294,7 +304,7 @@ impl SocketHypervisor {
                 Call::CopyIn { id, .. } | Call::CopyOut { id } => {
                     self.returned(id, code::PERMISSION);
                 }
-                Call::Send { id } => self.returned(id, code::CLOSED),
+                Call::Register { id } | Call::Send { id } => self.returned(id, code::CLOSED),
                 Call::TransportEvent => {}
             }
         }
@@ -319,7 +329,7 @@ impl Hypervisor for SocketHypervisor {
         }
         let id = request.id;
         let code = match request.operation {
-            HypervisorOperation::RegisterQueue => Some(self.register()),
+            HypervisorOperation::RegisterQueue => self.register(id),
             HypervisorOperation::FreeQueue => Some(self.free()),
             HypervisorOperation::SendEntry(entry) => self.send(id, entry),
             HypervisorOperation::CopyIn { client_address, local } => {

@@ -9,20 +9,22 @@ pub const SERVER_MAY_READ: u64 = 0x1;
 pub const SERVER_MAY_WRITE: u64 = 0x2;
 
 /// The table of one window, which begins at I/O address zero.
-#[derive(Debug)]
-pub(crate) struct TceTable {
+#[derive(Clone, Debug)]
+pub struct TceTable {
     entries: Vec<u64>,
 }
 
 impl TceTable {
     /// An empty table for a window of `window_bytes`.
-    pub(crate) fn new(window_bytes: u64) -> Self {
+    #[must_use]
+    pub fn new(window_bytes: u64) -> Self {
         let pages = usize::try_from(window_bytes / PAGE_BYTES).unwrap_or(usize::MAX);
         Self { entries: vec![0; pages] }
     }
 
     /// Sets the entry of the page at `address`; false when that is no page of the window.
-    pub(crate) fn put(&mut self, address: u64, tce: u64) -> bool {
+    #[must_use]
+    pub fn put(&mut self, address: u64, tce: u64) -> bool {
         if !address.is_multiple_of(PAGE_BYTES) {
             return false;
         }
@@ -39,12 +41,8 @@ impl TceTable {
     /// The ranges of partition memory behind `bytes` at `address`, as (real address, bytes), no longer than a
     /// page each. `None` when a page is outside the window, or lacks a bit of `access`; no bit at all means
     /// that it is not mapped.
-    pub(crate) fn translate(
-        &self,
-        address: u64,
-        bytes: u64,
-        access: u64,
-    ) -> Option<Vec<(u64, u64)>> {
+    #[must_use]
+    pub fn translate(&self, address: u64, bytes: u64, access: u64) -> Option<Vec<(u64, u64)>> {
         let end = address.checked_add(bytes)?;
         let mut ranges = Vec::new();
         let mut at = address;

@@ -16,6 +16,8 @@ pub struct Architecture {
     pub kernel_arguments: &'static str,
     /// The guest's serial lines: what the kernel and the scenarios print; results.
     pub lines: (&'static str, &'static str),
+    /// How many processors it has.
+    pub processors: u32,
 }
 
 /// The usual server. There is no KVM: where it is offered it may never reach user space, and a result
@@ -28,4 +30,24 @@ pub const X86_64: Architecture = Architecture {
     machine: &["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
     kernel_arguments: "mitigations=off nokaslr random.trust_cpu=on tsc=reliable",
     lines: ("ttyS0", "ttyS1"),
+    processors: 2,
+};
+
+/// A logical partition of IBM's POWER hypervisor. The capabilities that are turned off are mitigations that the
+/// emulation does not have. One processor: hypervisor calls are then made one at a time.
+pub const POWERPC64LE: Architecture = Architecture {
+    debian: "ppc64el",
+    triplet: "powerpc64le-linux-gnu",
+    kernel: "linux-image-powerpc64le",
+    qemu: ("qemu-system-ppc64", "qemu-system-ppc"),
+    machine: &[
+        "-M",
+        "pseries,accel=tcg,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off,ic-mode=xive,x-vof=on,\
+         memory-backend=ram",
+        "-cpu",
+        "power9",
+    ],
+    kernel_arguments: "nowatchdog nmi_watchdog=0",
+    lines: ("hvc0", "hvc1"),
+    processors: 1,
 };

@@ -141,6 +141,28 @@ pub fn module_says(file: &[u8], key: &str) -> Result<Vec<String>> {
     Ok(values.filter(|(name, _)| *name == key).map(|(_, value)| value.to_string()).collect())
 }
 
+/// Where the symbol `name` lies in memory, and what the file has there, up to the end of its section.
+pub fn symbol<'a>(file: &'a [u8], name: &str) -> Result<(u64, &'a [u8])> {
+    let sections = sections(file)?;
+    let symbols = sections.symbols(ENDIAN, file, elf::SHT_SYMTAB)?;
+    let found = symbols
+        .iter()
+        .find(|symbol| {
+            symbols.symbol_name(ENDIAN, symbol).is_ok_and(|found| found == name.as_bytes())
+        })
+        .with_context(|| format!("it has no symbol {name}"))?;
+    let address = found.st_value(ENDIAN);
+    let content = sections
+        .iter()
+        .filter(|section| section.sh_type(ENDIAN) == elf::SHT_PROGBITS)
+        .filter_map(|section| {
+            let offset = usize::try_from(address.checked_sub(section.sh_addr(ENDIAN))?).ok()?;
+            section.data(ENDIAN, file).ok()?.get(offset..).filter(|content| !content.is_empty())
+        })
+        .next();
+    Ok((address, content.with_context(|| format!("the symbol {name} is nowhere in it"))?))
+}
+
 fn sections(file: &[u8]) -> Result<SectionTable<'_, Header>> {
     let header = Header::parse(file).context("no 64-bit ELF file")?;
     Ok(header.sections(ENDIAN, file)?)

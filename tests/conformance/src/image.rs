@@ -15,100 +15,123 @@ use crate::elf;
 use crate::modules::Modules;
 use crate::packages::{self, Packages};
 
-/// The packages that the guest is made of, kernel and libraries aside.
-const PACKAGES: &[&str] = &[
-    "busybox-static",
-    "dmsetup",
-    "e2fsprogs",
-    "fio",
-    "genisoimage",
-    "ibverbs-providers",
-    "ibverbs-utils",
-    "iproute2",
-    "libgcc-s1",
-    "libiscsi-bin",
-    "rdmacm-utils",
-    "sg3-utils",
-];
+/// What a guest is made of, its architecture and its kernel aside.
+pub struct Contents {
+    /// The packages, their libraries aside.
+    packages: &'static [&'static str],
+    /// Packages, by the beginnings of their names, that programs depend on for the sake of storage that no guest has;
+    /// they are large.
+    unwanted: &'static [&'static str],
+    /// What the programs are started without: the libraries of `unwanted`.
+    omitted: &'static [&'static str],
+    /// The programs. A `*` at the end takes all that begin so.
+    programs: &'static [&'static str],
+    /// Further names of programs that act by their name.
+    names: &'static [(&'static str, &'static str)],
+    /// Libraries that are loaded by name at run time, so that no program tells of them.
+    libraries: &'static [&'static str],
+    /// What libibverbs loads for soft RoCE.
+    soft_roce: bool,
+    /// The modules, without those that they need.
+    modules: &'static [&'static str],
+}
 
-/// Packages that fio depends on for the sake of storage that no guest has; they are large.
-const UNWANTED: &[&str] = &["librados", "librbd", "libgfapi", "libnbd", "libpmem"];
+/// The machine with soft RoCE that most scenarios run in.
+pub const SERVER: Contents = Contents {
+    packages: &[
+        "busybox-static",
+        "dmsetup",
+        "e2fsprogs",
+        "fio",
+        "genisoimage",
+        "ibverbs-providers",
+        "ibverbs-utils",
+        "iproute2",
+        "libgcc-s1",
+        "libiscsi-bin",
+        "rdmacm-utils",
+        "sg3-utils",
+    ],
+    unwanted: &["librados", "librbd", "libgfapi", "libnbd", "libpmem"],
+    omitted: &["librados.", "librbd.", "libgfapi.", "libnbd.", "libpmem"],
+    programs: &[
+        "busybox",
+        "dmsetup",
+        "e2fsck",
+        "fio",
+        "genisoimage",
+        "ibv_*",
+        "iscsi-inq",
+        "iscsi-test-cu",
+        "mke2fs",
+        "rdma",
+        "rping",
+        "sg_*",
+        "ucmatose",
+    ],
+    names: &[("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4", "e2fsck"), ("bin/sh", "busybox")],
+    libraries: &["libibverbs.so.1", "librdmacm.so.1", "libgcc_s.so.1", "libm.so.6"],
+    soft_roce: true,
+    modules: &[
+        // The machine.
+        "virtio_pci",
+        "virtio_net",
+        "virtio_blk",
+        "9pnet_virtio",
+        "9p",
+        "configfs",
+        "loop",
+        "ext4",
+        // What other modules ask the crypto layer for.
+        "crc32_generic",
+        "crc32c_generic",
+        // RDMA.
+        "rdma_rxe",
+        "ib_uverbs",
+        "ib_umad",
+        // A second network for a second RDMA device.
+        "dummy",
+        "rdma_ucm",
+        // SCSI, from both ends.
+        "ib_srp",
+        "sd_mod",
+        "sg",
+        "sr_mod",
+        "isofs",
+        "ib_srpt",
+        "target_core_mod",
+        "target_core_file",
+        "target_core_iblock",
+        "target_core_pscsi",
+        "scsi_debug",
+        "null_blk",
+        "brd",
+        // Several paths to a disk.
+        "dm_multipath",
+        "dm_round_robin",
+        "dm_service_time",
+        "dm_queue_length",
+        "scsi_dh_alua",
+        // I/O schedulers.
+        "bfq",
+        "kyber-iosched",
+    ],
+};
 
-/// What the programs are started without: the libraries of [`UNWANTED`].
-const OMITTED: &[&str] = &["librados.", "librbd.", "libgfapi.", "libnbd.", "libpmem"];
+/// A partition whose disks are virtual SCSI's.
+pub const PARTITION: Contents = Contents {
+    packages: &["busybox-static", "sg3-utils"],
+    unwanted: &[],
+    omitted: &[],
+    programs: &["busybox", "sg_*"],
+    names: &[("bin/sh", "busybox")],
+    libraries: &[],
+    soft_roce: false,
+    modules: &["ibmvscsi", "sd_mod", "sg"],
+};
 
 /// Where programs may lie, in the order in which they are looked for.
 const PROGRAM_FOLDERS: &[&str] = &["usr/bin", "usr/sbin", "bin", "sbin"];
-
-/// The programs. A `*` at the end takes all that begin so.
-const PROGRAMS: &[&str] = &[
-    "busybox",
-    "dmsetup",
-    "e2fsck",
-    "fio",
-    "genisoimage",
-    "ibv_*",
-    "iscsi-inq",
-    "iscsi-test-cu",
-    "mke2fs",
-    "rdma",
-    "rping",
-    "sg_*",
-    "ucmatose",
-];
-
-/// Further names of programs that act by their name.
-const NAMES: &[(&str, &str)] =
-    &[("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4", "e2fsck"), ("bin/sh", "busybox")];
-
-/// Libraries that are loaded by name at run time, so that no program tells of them.
-const LIBRARIES: &[&str] = &["libibverbs.so.1", "librdmacm.so.1", "libgcc_s.so.1", "libm.so.6"];
-
-/// The modules, without those that they need.
-const MODULES: &[&str] = &[
-    // The machine.
-    "virtio_pci",
-    "virtio_net",
-    "virtio_blk",
-    "9pnet_virtio",
-    "9p",
-    "configfs",
-    "loop",
-    "ext4",
-    // What other modules ask the crypto layer for.
-    "crc32_generic",
-    "crc32c_generic",
-    // RDMA.
-    "rdma_rxe",
-    "ib_uverbs",
-    "ib_umad",
-    // A second network for a second RDMA device.
-    "dummy",
-    "rdma_ucm",
-    // SCSI, from both ends.
-    "ib_srp",
-    "sd_mod",
-    "sg",
-    "sr_mod",
-    "isofs",
-    "ib_srpt",
-    "target_core_mod",
-    "target_core_file",
-    "target_core_iblock",
-    "target_core_pscsi",
-    "scsi_debug",
-    "null_blk",
-    "brd",
-    // Several paths to a disk.
-    "dm_multipath",
-    "dm_round_robin",
-    "dm_service_time",
-    "dm_queue_length",
-    "scsi_dh_alua",
-    // I/O schedulers.
-    "bfq",
-    "kyber-iosched",
-];
 
 /// What QEMU starts.
 pub struct Image {
@@ -119,38 +142,45 @@ pub struct Image {
 }
 
 /// The unpacked packages of the guest.
-pub fn unpacked(architecture: &Architecture, refresh: bool) -> Result<Packages> {
-    packages::unpacked(architecture, PACKAGES, UNWANTED, refresh)
+pub fn unpacked(
+    architecture: &Architecture,
+    contents: &Contents,
+    refresh: bool,
+) -> Result<Packages> {
+    packages::unpacked(architecture, contents.packages, contents.unwanted, refresh)
 }
 
-/// Makes the image in `folder`, with `init` as its first program.
+/// Makes the image in `folder`, with `own` files besides, by their paths in the guest. One of them is `init`, its first
+/// program.
 pub fn make(
     architecture: &Architecture,
+    contents: &Contents,
     packages: &Packages,
-    init: &[u8],
+    own: &BTreeMap<String, Vec<u8>>,
     folder: &Path,
 ) -> Result<Image> {
     let version = kernel_version(&packages.root)?;
     let kernel = kernel(packages, &version)?;
-    let initramfs = folder.join("initramfs.cpio");
+    let initramfs = folder.join(format!("initramfs-{}.cpio", architecture.debian));
     let mut archive = Archive::new(BufWriter::new(File::create(&initramfs)?));
     for empty in ["proc", "sys", "dev", "run", "tmp", "mnt", "guest", "out", "share", "var"] {
         archive.directory(empty)?;
     }
-    archive.file("init", init)?;
-    let mut files = programs(architecture, &packages.root)?;
-    add_libraries(architecture, &packages.root, &mut files)?;
-    add_providers(architecture, &packages.root, &mut files)?;
-    for (path, content) in &files {
+    let mut files = programs(architecture, contents, &packages.root)?;
+    add_libraries(architecture, contents, &packages.root, &mut files)?;
+    if contents.soft_roce {
+        add_providers(architecture, &packages.root, &mut files)?;
+    }
+    for (path, content) in files.iter().chain(own) {
         archive.file(path, content)?;
     }
-    for (name, program) in NAMES {
+    for (name, program) in contents.names {
         let path = files.keys().find(|path| path.rsplit('/').next() == Some(program));
         let path = path.with_context(|| format!("no program {program} for {name}"))?;
         archive.link(name, &format!("/{path}"))?;
     }
     let modules = Modules::below(&packages.root.join("lib/modules").join(&version))?;
-    for (path, content) in modules.closure(MODULES, plain)? {
+    for (path, content) in modules.closure(contents.modules, plain)? {
         let path = path.strip_prefix(&packages.root)?.to_string_lossy().into_owned();
         archive.file(path.trim_end_matches(".xz"), &content)?;
     }
@@ -222,9 +252,14 @@ fn unxz(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The programs by their paths in the guest.
-fn programs(architecture: &Architecture, root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+fn programs(
+    architecture: &Architecture,
+    contents: &Contents,
+    root: &Path,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let is_omitted = |library: &str| contents.omitted.iter().any(|name| library.starts_with(name));
     let mut files = BTreeMap::new();
-    for program in PROGRAMS {
+    for program in contents.programs {
         let mut found = false;
         for folder in PROGRAM_FOLDERS {
             let Ok(entries) = fs::read_dir(root.join(folder)) else {
@@ -253,18 +288,15 @@ fn programs(architecture: &Architecture, root: &Path) -> Result<BTreeMap<String,
     Ok(files)
 }
 
-fn is_omitted(library: &str) -> bool {
-    OMITTED.iter().any(|beginning| library.starts_with(beginning))
-}
-
-/// Adds the libraries that `files` and [`LIBRARIES`] need, and the dynamic linker under the name that
+/// Adds the libraries that `files` and those loaded by name need, and the dynamic linker under the name that
 /// programs call it by.
 fn add_libraries(
     architecture: &Architecture,
+    contents: &Contents,
     root: &Path,
     files: &mut BTreeMap<String, Vec<u8>>,
 ) -> Result<()> {
-    let mut next: Vec<String> = LIBRARIES.iter().map(|name| name.to_string()).collect();
+    let mut next: Vec<String> = contents.libraries.iter().map(|name| name.to_string()).collect();
     for content in files.values().filter(|content| elf::is_elf(content)) {
         next.extend(elf::needed(content)?);
     }

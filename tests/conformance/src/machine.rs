@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::architecture::Architecture;
 use crate::image::Image;
 use crate::packages::on_path;
+use crate::partition::Partition;
 
 /// How often the guest's reports are looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -32,6 +33,8 @@ pub enum Report {
     Failed(String, String),
     /// A scenario cannot be run, and why.
     Skipped(String, String),
+    /// The guest wants something done outside of it.
+    Asked(String),
     /// The command ended with this exit code.
     Ran(i32),
     /// The guest has nothing left to run.
@@ -54,6 +57,7 @@ impl Report {
             "BEGIN" => Report::Begun(first),
             "CHECK" => Report::Checked(all()),
             "MEASURE" => Report::Measured(all()),
+            "ASK" => Report::Asked(all()),
             "PASS" => Report::Passed(first),
             "FAIL" => Report::Failed(first, rest),
             "SKIP" => Report::Skipped(first, rest),
@@ -84,8 +88,19 @@ pub struct Wanted<'a> {
     pub shown: bool,
     /// Memory, in MiB.
     pub memory: u32,
-    /// Which of two machines on one wire it is to be; alone where there is none.
-    pub place: Option<Place>,
+    /// What it is connected to.
+    pub around: Around<'a>,
+}
+
+/// What is around a machine.
+#[derive(Clone, Copy)]
+pub enum Around<'a> {
+    /// Nothing but us.
+    Nothing,
+    /// A machine at the other end of a wire.
+    Wire(Place),
+    /// The hypervisor's half of a VSCSI adapter. The machine has nothing else: its scenarios are in its image.
+    Hypervisor(&'a Partition),
 }
 
 /// A place on a wire between two machines, and nobody else.
@@ -134,12 +149,13 @@ pub struct Machine {
 impl Machine {
     /// Starts it. It is not up yet.
     pub fn start(wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-        let second = if wanted.place == Some(Place::Second) { "-second" } else { "" };
+        let second =
+            if matches!(wanted.around, Around::Wire(Place::Second)) { "-second" } else { "" };
         let console = wanted.out.join(format!("console-{number}{second}.log"));
         let reports = wanted.out.join(format!("reports-{number}{second}.txt"));
         File::create(&reports)?;
         let nonce = nonce()?;
-        let mut command = command(wanted, &nonce, &console, &reports);
+        let mut command = command(wanted, &nonce, &console, &reports)?;
         let qemu = command.spawn().context("QEMU did not start")?;
         Ok(Machine {
             qemu,
@@ -226,7 +242,7 @@ impl Drop for Machine {
     }
 }
 
-fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> Command {
+fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> Result<Command> {
     let architecture = wanted.architecture;
     let (qemu, _) = architecture.qemu;
     // QEMU is to end with us, however we end; setpriv is part of every Debian.
@@ -238,7 +254,8 @@ fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> 
         Command::new(qemu)
     };
     command.args(architecture.machine);
-    command.args(["-smp", "2", "-m", &format!("{}M", wanted.memory)]);
+    let processors = architecture.processors.to_string();
+    command.args(["-smp", &processors, "-m", &format!("{}M", wanted.memory)]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(&wanted.image.kernel);
     command.arg("-initrd").arg(&wanted.image.initramfs);
@@ -259,16 +276,20 @@ fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> 
     if !wanted.shown {
         command.stdout(Stdio::null());
     }
-    match wanted.place {
+    match wanted.around {
+        Around::Hypervisor(partition) => {
+            command.args(partition.words()?);
+            return Ok(command);
+        }
         // A network with nobody else on it.
-        None => command.args([
+        Around::Nothing => command.args([
             "-netdev",
             "user,id=n0,restrict=on",
             "-device",
             "virtio-net-pci,netdev=n0",
         ]),
         // Where the sockets of the wire are: their whole path may be longer than a socket's may.
-        Some(place) => command.args(place.network()).current_dir(wanted.out),
+        Around::Wire(place) => command.args(place.network()).current_dir(wanted.out),
     };
     let mut share = |name: &str, folder: &Path, access: &str| {
         let folder = folder.display();
@@ -281,7 +302,7 @@ fn command(wanted: &Wanted<'_>, nonce: &str, console: &Path, reports: &Path) -> 
     if let Some(folder) = wanted.share {
         share("share", folder, "");
     }
-    command
+    Ok(command)
 }
 
 fn kernel_arguments(wanted: &Wanted<'_>, nonce: &str) -> String {
@@ -296,7 +317,7 @@ fn kernel_arguments(wanted: &Wanted<'_>, nonce: &str) -> String {
     if wanted.shell {
         arguments.push_str(&format!(" lunar.shell={console}"));
     }
-    if let Some(place) = wanted.place {
+    if let Around::Wire(place) = wanted.around {
         arguments.push_str(&format!(" lunar.machine={}", place.number()));
     }
     arguments
@@ -324,6 +345,7 @@ mod tests {
             Some(Report::Failed("lio:files".into(), why))
         );
         assert_eq!(read("abc CHECK rxe0 is up"), Some(Report::Checked("rxe0 is up".into())));
+        assert_eq!(read("abc ASK server killed"), Some(Report::Asked("server killed".into())));
         assert_eq!(read("abc RAN 3"), Some(Report::Ran(3)));
         assert_eq!(read("xyz PASS boot"), None);
         assert_eq!(read("[   1.2] Kernel panic"), None);

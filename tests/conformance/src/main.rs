@@ -1,6 +1,7 @@
 //! Lunar against real initiators: boots a Linux guest under emulation and runs scenarios in it, with the
 //! kernel's own SCSI initiators. The scenarios are shell scripts in `guest/`, and each check is theirs. What no tool of
-//! the guest can do, this program does there under other names ([`IN_THE_GUEST`]); nothing else here knows SCSI or SRP.
+//! the guest can do, this program does there under other names ([`IN_THE_GUEST`]), or beside it ([`BESIDE_THE_GUEST`]);
+//! nothing else here knows SCSI or SRP.
 
 mod architecture;
 mod cpio;
@@ -12,6 +13,7 @@ mod machine;
 mod measure;
 mod modules;
 mod packages;
+mod partition;
 mod rdma;
 mod run;
 mod scenarios;
@@ -27,12 +29,13 @@ use clap::Parser;
 
 use crate::measure::Figures;
 use crate::run::Run;
-use crate::scenarios::Scenario;
+use crate::scenarios::{Place, Scenario};
 
 /// Boots the guest and runs scenarios in it.
 ///
-/// The guest is a Debian kernel with soft RoCE under QEMU's emulation. Its packages are downloaded once
-/// and kept in lunar/vm in the user's cache directory, or where LUNAR_VM_CACHE says.
+/// The guest is a Debian kernel with soft RoCE under QEMU's emulation, or one for POWER with a VSCSI adapter.
+/// Its packages are downloaded once and kept in lunar/vm in the user's cache directory, or where
+/// LUNAR_VM_CACHE says.
 #[derive(Parser)]
 #[command(name = "cargo xtask vm", bin_name = "cargo xtask vm")]
 struct Arguments {
@@ -101,6 +104,9 @@ const IN_THE_GUEST: &[(&str, Program)] = &[
     (verbs::NAME, verbs::run),
 ];
 
+/// What it is outside of the guest, as a process of its own.
+const BESIDE_THE_GUEST: &[(&str, Program)] = &[(partition::server::NAME, partition::server::run)];
+
 /// The exit code that says: not run, for want of something.
 const SKIPPED: u8 = 77;
 
@@ -108,7 +114,8 @@ fn main() -> Result<ExitCode> {
     let mut words = std::env::args();
     let program = words.next().unwrap_or_default();
     let name = program.rsplit('/').next();
-    if let Some((_, run)) = IN_THE_GUEST.iter().find(|(called, _)| Some(*called) == name) {
+    let mut named = IN_THE_GUEST.iter().chain(BESIDE_THE_GUEST);
+    if let Some((_, run)) = named.find(|(called, _)| Some(*called) == name) {
         run(&words.collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -128,13 +135,23 @@ fn main() -> Result<ExitCode> {
     } else {
         Vec::new()
     };
-    let mut run = match Run::prepare(&guest, arguments.refresh) {
-        Ok(run) => run,
-        Err(error) => {
-            eprintln!("skipped: {error:#}");
-            return Ok(ExitCode::from(SKIPPED));
+    let is_partition = |scenario: &Scenario| scenario.place == Place::Partition;
+    let mut run = Run::new(&guest)?;
+    let mut missing = None;
+    if chosen.is_empty() || !chosen.iter().all(is_partition) {
+        missing = run.prepare_machine(arguments.refresh).err();
+    }
+    if missing.is_none() && chosen.iter().any(is_partition) {
+        missing = run.prepare_partition(arguments.refresh).err();
+        // The others need none.
+        if let Some(error) = missing.take_if(|_| !chosen.iter().all(is_partition)) {
+            run.without_partition = Some(format!("{error:#}"));
         }
-    };
+    }
+    if let Some(error) = missing {
+        eprintln!("skipped: {error:#}");
+        return Ok(ExitCode::from(SKIPPED));
+    }
     run.share = arguments.share.map(std::path::absolute).transpose()?;
     let needs_lunar = |scenario: &Scenario| scenario.target.as_deref() == Some("lunar");
     if arguments.lunar || arguments.measure || chosen.iter().any(needs_lunar) {
@@ -142,6 +159,9 @@ fn main() -> Result<ExitCode> {
     }
     if arguments.prepare {
         println!("{}", run.made_of());
+        if let Some(why) = &run.without_partition {
+            println!("no partition: {why}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     run.shown = arguments.verbose;
@@ -158,8 +178,8 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::from(run.command(&command)?));
     }
     if arguments.shell {
-        if let Some(two) = chosen.iter().find(|scenario| scenario.needs_two) {
-            bail!("{} needs two machines, and --shell has one: leave --shell out", two.name);
+        if let Some(other) = chosen.iter().find(|scenario| scenario.place != Place::Alone) {
+            bail!("{} needs more than the machine that --shell has: leave --shell out", other.name);
         }
         run.shell(&chosen)?;
         return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,6 @@
 //! Scenarios, one after the other in as few machines as will do, and how they ended.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,13 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::architecture::{Architecture, X86_64};
-use crate::image::{self, Image};
+use crate::architecture::{Architecture, POWERPC64LE, X86_64};
+use crate::image::{self, Contents, Image};
 use crate::lunar;
-use crate::machine::{Machine, Place, Report, Wanted};
+use crate::machine::{self, Around, Machine, Report, Wanted};
 use crate::measure::Figures;
 use crate::packages::{self, Packages};
-use crate::scenarios::Scenario;
+use crate::partition::{self, Partition};
+use crate::scenarios::{Place, Scenario};
 
 /// How long a boot may take before it is tried again; it takes a tenth of that.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
@@ -29,16 +31,24 @@ const LAST_LINES: usize = 60;
 /// Everything that a machine can be started from.
 pub struct Run {
     guest: PathBuf,
-    /// This run's directory: image, logs, and what the guest leaves.
+    /// This run's directory: images, logs, and what the guest leaves.
     out: PathBuf,
-    packages: Packages,
-    image: Image,
+    machine: Option<Made>,
+    partition: Option<Made>,
+    /// Why scenarios of a partition are skipped, where they are.
+    pub without_partition: Option<String>,
     /// A directory of the user that the guest sees.
     pub share: Option<PathBuf>,
     /// Whether the console is shown.
     pub shown: bool,
     /// Memory, in MiB.
     pub memory: u32,
+}
+
+/// What a kind of guest is made of, and what it starts from.
+struct Made {
+    packages: Packages,
+    image: Image,
 }
 
 /// How a scenario ended.
@@ -73,25 +83,65 @@ impl Verdict {
 }
 
 impl Run {
-    /// Fetches what is missing and makes the image. An error says what could not be had.
-    pub fn prepare(guest: &Path, refresh: bool) -> Result<Run> {
-        const ARCHITECTURE: &Architecture = &X86_64;
-        let (qemu, package) = ARCHITECTURE.qemu;
-        packages::installed(qemu, package)?;
-        packages::installed("xz", "xz-utils")?;
-        let packages = image::unpacked(ARCHITECTURE, refresh)?;
-        let out = folder_of_this_run()?;
+    /// A run without anything to start yet.
+    pub fn new(guest: &Path) -> Result<Run> {
+        Ok(Run {
+            guest: guest.to_path_buf(),
+            out: folder_of_this_run()?,
+            machine: None,
+            partition: None,
+            without_partition: None,
+            share: None,
+            shown: false,
+            memory: 0,
+        })
+    }
+
+    /// Fetches what is missing and makes the image of the machine that most scenarios run in. An error says what
+    /// could not be had.
+    pub fn prepare_machine(&mut self, refresh: bool) -> Result<()> {
         // The guest's processor is this machine's, so far: what runs here runs there.
-        let programs = out.join("bin");
+        let programs = self.out.join("bin");
         fs::create_dir_all(&programs)?;
         fs::copy(std::env::current_exe()?, programs.join(SELF))?;
         for (name, _) in crate::IN_THE_GUEST {
             std::os::unix::fs::symlink(SELF, programs.join(name))?;
         }
-        let init = fs::read(guest.join("init"))?;
-        let image = image::make(ARCHITECTURE, &packages, &init, &out)?;
-        let guest = guest.to_path_buf();
-        Ok(Run { guest, out, packages, image, share: None, shown: false, memory: 0 })
+        let own = BTreeMap::from([("init".to_string(), fs::read(self.guest.join("init"))?)]);
+        self.machine = Some(self.made(&X86_64, &image::SERVER, &own, refresh)?);
+        Ok(())
+    }
+
+    /// The same for the partition, whose image has its scenarios.
+    pub fn prepare_partition(&mut self, refresh: bool) -> Result<()> {
+        let init = fs::read(self.guest.join("partition-init"))?;
+        let mut own = BTreeMap::from([("init".to_string(), init)]);
+        for folder in ["", "scenarios/"] {
+            for entry in fs::read_dir(self.guest.join(folder))? {
+                let path = entry?.path();
+                if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+                    let name = format!("guest/{folder}{}", name.to_string_lossy());
+                    own.insert(name, fs::read(path)?);
+                }
+            }
+        }
+        self.partition = Some(self.made(&POWERPC64LE, &image::PARTITION, &own, refresh)?);
+        Ok(())
+    }
+
+    fn made(
+        &self,
+        architecture: &Architecture,
+        contents: &Contents,
+        own: &BTreeMap<String, Vec<u8>>,
+        refresh: bool,
+    ) -> Result<Made> {
+        let (qemu, package) = architecture.qemu;
+        packages::installed(qemu, package)?;
+        packages::installed("xz", "xz-utils")?;
+        let packages = image::unpacked(architecture, contents, refresh)?;
+        let image = image::make(architecture, contents, &packages, own, &self.out)?;
+        Ok(Made { packages, image })
     }
 
     /// Puts Lunar's programs into the guest.
@@ -102,13 +152,14 @@ impl Run {
 
     /// The versions of what the guest is made of.
     pub fn made_of(&self) -> String {
-        self.packages.files.join("\n")
+        let made = self.machine.iter().chain(&self.partition);
+        made.flat_map(|made| made.packages.files.clone()).collect::<Vec<_>>().join("\n")
     }
 
     /// Runs a shell command in the guest; returns its exit code.
     pub fn command(&self, command: &str) -> Result<u8> {
         fs::write(self.out.join("command"), command)?;
-        let mut machine = self.booted(&self.wanted("command", false, true))?;
+        let mut machine = self.booted(&self.wanted("command", false, true)?)?;
         loop {
             match machine.report(Instant::now() + Duration::from_secs(3600)) {
                 Ok(Some(Report::Ran(code))) => {
@@ -128,7 +179,7 @@ impl Run {
     pub fn measure(&self, turns: u32, figures: &mut Figures) -> Result<()> {
         let script = format!("rounds={turns}\n. /guest/lib.sh\n. /guest/measure.sh\n");
         fs::write(self.out.join("command"), script)?;
-        let mut machine = self.booted(&self.wanted("command", false, self.shown))?;
+        let mut machine = self.booted(&self.wanted("command", false, self.shown)?)?;
         let why = |machine: &Machine| format!("it stopped:\n{}", machine.last_words(LAST_LINES));
         loop {
             match machine.report(Instant::now() + SILENCE_LIMIT).with_context(|| why(&machine))? {
@@ -147,7 +198,7 @@ impl Run {
     /// Runs scenarios, if any, and then a shell in the same guest until the user leaves it.
     pub fn shell(&self, scenarios: &[Scenario]) -> Result<()> {
         let names = names(scenarios);
-        Machine::start(&self.wanted(&names, true, true), 1)?.attend()
+        Machine::start(&self.wanted(&names, true, true)?, 1)?.attend()
     }
 
     /// Runs the scenarios. One that fails takes its machine along; the next begins in a new one.
@@ -157,28 +208,20 @@ impl Run {
         while results.len() < scenarios.len() {
             number += 1;
             let left = &scenarios[results.len()..];
-            let alike = left.iter().take_while(|next| next.needs_two == left[0].needs_two).count();
+            let alike = left.iter().take_while(|next| next.place == left[0].place).count();
             let left = &left[..alike];
-            let names = names(left);
-            let wanted = self.wanted(&names, false, self.shown);
-            let (mut machine, second) = if left[0].needs_two {
-                let (first, second) = self.booted_two(wanted, number)?;
-                (first, Some(second))
-            } else {
-                (self.booted_as(&wanted, number)?, None)
-            };
+            if let (Place::Partition, Some(why)) = (left[0].place, &self.without_partition) {
+                results.extend(left.iter().map(|scenario| skipped(scenario, why)));
+                continue;
+            }
+            let mut booted = self.booted_for(left, number)?;
             for scenario in left {
-                let result = follow(&mut machine, scenario);
+                let result = follow(&mut booted, scenario);
                 print(&result);
                 let has_failed = result.outcome.is_failure();
                 results.push(result);
                 if has_failed {
-                    println!("--- the last lines of {}", machine.console.display());
-                    println!("{}\n---", machine.last_words(LAST_LINES));
-                    if let Some(second) = &second {
-                        println!("--- and of {}", second.console.display());
-                        println!("{}\n---", second.last_words(LAST_LINES));
-                    }
+                    booted.print_last_words();
                     break;
                 }
             }
@@ -195,10 +238,10 @@ impl Run {
         Ok(results)
     }
 
-    fn wanted<'a>(&'a self, run: &'a str, shell: bool, shown: bool) -> Wanted<'a> {
-        Wanted {
+    fn wanted<'a>(&'a self, run: &'a str, shell: bool, shown: bool) -> Result<Wanted<'a>> {
+        Ok(Wanted {
             architecture: &X86_64,
-            image: &self.image,
+            image: &self.machine.as_ref().context("no machine was prepared")?.image,
             guest: &self.guest,
             out: &self.out,
             share: self.share.as_deref(),
@@ -206,28 +249,38 @@ impl Run {
             shell,
             shown,
             memory: self.memory,
-            place: None,
-        }
-    }
-
-    fn booted(&self, wanted: &Wanted<'_>) -> Result<Machine> {
-        self.booted_as(wanted, 1)
+            around: Around::Nothing,
+        })
     }
 
     /// A machine that is up.
-    fn booted_as(&self, wanted: &Wanted<'_>, number: u32) -> Result<Machine> {
-        tried_twice(|| up(Machine::start(wanted, number)?))
+    fn booted(&self, wanted: &Wanted<'_>) -> Result<Machine> {
+        tried_twice(|| up(Machine::start(wanted, 1)?))
     }
 
-    /// Two machines on one wire that are up: the one that `wanted` says, and the one that does what it is asked to.
-    fn booted_two(&self, wanted: Wanted<'_>, number: u32) -> Result<(Machine, Machine)> {
-        let first = Wanted { place: Some(Place::First), ..wanted };
-        let second = Wanted {
-            place: Some(Place::Second),
-            run: "second",
-            shown: false,
-            ..self.wanted("", false, false)
-        };
+    /// What scenarios of one place run in, up and with these scenarios to run.
+    fn booted_for(&self, scenarios: &[Scenario], number: u32) -> Result<Booted> {
+        let names = names(scenarios);
+        match scenarios[0].place {
+            Place::Alone => {
+                let wanted = self.wanted(&names, false, self.shown)?;
+                let machine = tried_twice(|| up(Machine::start(&wanted, number)?))?;
+                Ok(Booted { machine, second: None, partition: None })
+            }
+            Place::FirstOfTwo => {
+                let (first, second) = self.booted_two(&names, number)?;
+                Ok(Booted { machine: first, second: Some(second), partition: None })
+            }
+            Place::Partition => tried_twice(|| self.booted_partition(&names, number)),
+        }
+    }
+
+    /// Two machines on one wire that are up: the one that runs `names`, and the one that does what it is asked to.
+    fn booted_two(&self, names: &str, number: u32) -> Result<(Machine, Machine)> {
+        let around = Around::Wire(machine::Place::First);
+        let first = Wanted { around, ..self.wanted(names, false, self.shown)? };
+        let around = Around::Wire(machine::Place::Second);
+        let second = Wanted { around, ..self.wanted("second", false, false)? };
         tried_twice(|| {
             // What earlier ones asked and answered, and the ends of their wire.
             for left in ["second", "wire-1", "wire-2"].map(|left| self.out.join(left)) {
@@ -239,6 +292,60 @@ impl Run {
             let first = Machine::start(&first, number)?;
             Ok((up(first)?, up(second)?))
         })
+    }
+
+    /// A partition that is up, with a server for its adapter.
+    fn booted_partition(&self, names: &str, number: u32) -> Result<Booted> {
+        let made = self.partition.as_ref().context("no partition was prepared")?;
+        let partition = Partition::new(&made.image.kernel, &self.out, number)?;
+        let wanted = Wanted {
+            architecture: &POWERPC64LE,
+            image: &made.image,
+            guest: &self.guest,
+            out: &self.out,
+            share: None,
+            run: names,
+            shell: false,
+            shown: self.shown,
+            memory: partition::MEMORY_MIB,
+            around: Around::Hypervisor(&partition),
+        };
+        let machine = Machine::start(&wanted, number)?;
+        let mut running = partition.run()?;
+        let machine = up(machine).map_err(|error| match running.complaint() {
+            Some(why) => error.context(format!("the bridge: {why:#}")),
+            None => error,
+        })?;
+        Ok(Booted { machine, second: None, partition: Some(running) })
+    }
+}
+
+/// What scenarios run in.
+struct Booted {
+    machine: Machine,
+    second: Option<Machine>,
+    partition: Option<partition::Running>,
+}
+
+impl Booted {
+    /// Does what the guest asks for.
+    fn asked(&mut self, what: &str) -> Result<()> {
+        match &mut self.partition {
+            Some(partition) => partition.asked(what),
+            None => bail!("the guest asks for `{what}`, and nobody is there to do it"),
+        }
+    }
+
+    fn print_last_words(&mut self) {
+        println!("--- the last lines of {}", self.machine.console.display());
+        println!("{}\n---", self.machine.last_words(LAST_LINES));
+        if let Some(second) = &self.second {
+            println!("--- and of {}", second.console.display());
+            println!("{}\n---", second.last_words(LAST_LINES));
+        }
+        if let Some(why) = self.partition.as_mut().and_then(partition::Running::complaint) {
+            println!("--- and of the bridge: {why:#}");
+        }
     }
 }
 
@@ -265,13 +372,18 @@ fn up(mut machine: Machine) -> Result<Machine> {
 }
 
 /// Follows one scenario to its end.
-fn follow(machine: &mut Machine, scenario: &Scenario) -> Outcome {
+fn follow(booted: &mut Booted, scenario: &Scenario) -> Outcome {
     let started = Instant::now();
     let deadline = started + scenario.limit;
     let mut checks = 0;
     let mut measured = Vec::new();
     let outcome = loop {
-        match machine.report(deadline) {
+        match booted.machine.report(deadline) {
+            Ok(Some(Report::Asked(what))) => {
+                if let Err(error) = booted.asked(&what) {
+                    break Verdict::Failed(format!("{error:#}"));
+                }
+            }
             Ok(Some(Report::Checked(_))) => checks += 1,
             Ok(Some(Report::Measured(what))) => measured.push(what),
             Ok(Some(Report::Passed(name))) if name == scenario.name => {
@@ -296,6 +408,14 @@ fn follow(machine: &mut Machine, scenario: &Scenario) -> Outcome {
     };
     let name = scenario.name.clone();
     Outcome { name, outcome, checks, measured, took: started.elapsed() }
+}
+
+fn skipped(scenario: &Scenario, why: &str) -> Outcome {
+    let outcome = Verdict::Skipped(why.to_string());
+    let name = scenario.name.clone();
+    let result = Outcome { name, outcome, checks: 0, measured: Vec::new(), took: Duration::ZERO };
+    print(&result);
+    result
 }
 
 fn names(scenarios: &[Scenario]) -> String {

@@ -3,6 +3,7 @@
 //!     #: mkfs, mount, copy, verify, unmount and fsck       what it proves
 //!     #: targets lio lunar                                 against which targets; none without it
 //!     #: machines 2                                        how many; one without it
+//!     #: partition                                         in a partition with a VSCSI adapter instead
 //!     #: limit 300                                         seconds, far above what it takes
 
 use std::fs;
@@ -20,17 +21,28 @@ pub struct Scenario {
     pub proves: String,
     /// The target that it runs against.
     pub target: Option<String>,
-    /// Whether it needs a second machine beside the one that it runs in.
-    pub needs_two: bool,
+    /// Where it runs.
+    pub place: Place,
     /// How long it may take before it counts as hung.
     pub limit: Duration,
+}
+
+/// Where a scenario runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// In a machine of its own.
+    Alone,
+    /// In the first of two machines.
+    FirstOfTwo,
+    /// In a partition with a VSCSI adapter.
+    Partition,
 }
 
 /// What a scenario may take that says nothing of it.
 const LIMIT_DEFAULT: Duration = Duration::from_secs(120);
 
-/// All scenarios below `guest`: those without a target first, then one target after the other, and those that need two
-/// machines last.
+/// All scenarios below `guest`: those without a target first, then one target after the other, then those that need
+/// two machines, and those of a partition last.
 pub fn all(guest: &Path) -> Result<Vec<Scenario>> {
     let folder = guest.join("scenarios");
     let mut found = Vec::new();
@@ -43,7 +55,7 @@ pub fn all(guest: &Path) -> Result<Vec<Scenario>> {
         }
     }
     let place =
-        |scenario: &Scenario| (scenario.needs_two, scenario.target.clone(), scenario.name.clone());
+        |scenario: &Scenario| (scenario.place, scenario.target.clone(), scenario.name.clone());
     found.sort_by_key(place);
     Ok(found)
 }
@@ -71,7 +83,7 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
     let mut lines = script.lines().filter_map(|line| line.strip_prefix("#: "));
     let proves = lines.next().context("it does not say what it proves, in a first line `#: …`")?;
     let mut targets = Vec::new();
-    let mut needs_two = false;
+    let mut place = Place::Alone;
     let mut limit = LIMIT_DEFAULT;
     for line in lines {
         match line.split_once(' ') {
@@ -80,15 +92,16 @@ fn parse(name: &str, script: &str) -> Result<Vec<Scenario>> {
                 let seconds = seconds.trim().parse();
                 limit = Duration::from_secs(seconds.with_context(|| format!("`#: {line}`"))?);
             }
-            Some(("machines", "2")) => needs_two = true,
-            _ => bail!("`#: {line}` is none of `targets`, `machines 2` and `limit`"),
+            Some(("machines", "2")) => place = Place::FirstOfTwo,
+            None if line == "partition" => place = Place::Partition,
+            _ => bail!("`#: {line}` is none of `targets`, `machines 2`, `partition` and `limit`"),
         }
     }
     let scenario = |target: Option<String>| Scenario {
         name: target.as_ref().map_or(name.to_string(), |target| format!("{target}:{name}")),
         proves: proves.to_string(),
         target,
-        needs_two,
+        place,
         limit,
     };
     Ok(if targets.is_empty() {
@@ -111,8 +124,10 @@ mod tests {
         assert_eq!(found[0].limit, Duration::from_secs(300));
         assert_eq!(found[1].proves, "files survive");
         assert!(parse("silent", "check a b\n").is_err());
-        assert!(!found[0].needs_two);
-        assert!(parse("apart", "#: x\n#: machines 2\n").unwrap()[0].needs_two);
+        let place = |script| parse("apart", script).unwrap()[0].place;
+        assert_eq!(found[0].place, Place::Alone);
+        assert_eq!(place("#: x\n#: machines 2\n"), Place::FirstOfTwo);
+        assert_eq!(place("#: x\n#: partition\n"), Place::Partition);
         assert!(parse("apart", "#: x\n#: machines 3\n").is_err());
         assert!(parse("odd", "#: x\n#: colour blue\n").is_err());
     }

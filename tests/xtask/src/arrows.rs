@@ -80,7 +80,9 @@ const ROWS: &[Row] = &[
     row("scenario", &["platform", "hca", "pcie", "hypervisor", "initiator", "sim", "board", "scsi", "srp",
         "vscsi", "dma", "backend", "target", "firmware", "core", "handlers", "mgmt", "agent", "keeper", "cli",
         "offload-proto"], &[], Any),
-    row("conformance", &["platform", "scsi", "srp", "verbs-ibv", "verbs-ibv-sys"], &[], Any),
+    // Also the hypervisor of a real VSCSI client, and a small server for it.
+    row("conformance", &["platform", "scsi", "srp", "vscsi", "target", "dma", "verbs-ibv", "verbs-ibv-sys", "pcie",
+        "hypervisor"], &[], Any),
     row("xtask", &[], &[], Only(&["anyhow", "clap", "serde_json"])),
 ];
 
