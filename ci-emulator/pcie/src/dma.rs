@@ -336,7 +336,6 @@ impl Adversary {
         for posted in self.posted.drain(..count) {
             posted.land();
         }
-        self.posted_polls = 0;
     }
 
     /// Carries out what is left of the oldest operation. Lines of a push may stay on their way.
@@ -383,7 +382,8 @@ impl Adversary {
         for pending in &mut self.pending {
             pending.polls += 1;
         }
-        self.posted_polls += 1;
+        // Since there was nothing on its way: a little that lands does not let the rest wait longer.
+        self.posted_polls = if self.posted.is_empty() { 0 } else { self.posted_polls + 1 };
         if self.posted_polls > POLLS_MAX {
             self.land_posted(usize::MAX);
         } else if self.choices.chance(1, 4) {

@@ -400,6 +400,21 @@ fn an_hca_read_pushes_the_hcas_own_writes_ahead_and_same_bytes_keep_their_order(
     }
 }
 
+/// A completion is local, but what completed does not stay away for ever.
+#[test]
+fn what_completed_is_visible_after_a_bounded_number_of_polls() {
+    for seed in 0..20_000 {
+        let mut bench = Bench::new(Some(seed));
+        bench.card.bytes_mut(0, 200).fill(7);
+        bench.push(1, 0, 28, 200).unwrap();
+        bench.wait(1).unwrap();
+        for _ in 0..64 {
+            bench.poll();
+        }
+        assert_eq!(bench.host_bytes(28, 200), [7; 200], "seed {seed}");
+    }
+}
+
 /// One step of a random program: areas are 256 bytes apart on both sides.
 #[derive(Clone, Debug)]
 enum Step {
