@@ -31,7 +31,8 @@ fn image(directory: &Path, bytes: u64) -> PathBuf {
 fn parameters(path: &Path, engine: EngineChoice) -> vdisk_fileio::Parameters {
     let mut parameters = vdisk_fileio::Parameters::new(path);
     parameters.engine = engine;
-    parameters.lock_wait = Duration::ZERO;
+    // The kernel may take its time to let go of what a closed device had.
+    parameters.lock_wait = Duration::from_secs(30);
     parameters
 }
 
@@ -319,8 +320,12 @@ fn one_writer_at_a_time_and_readers_share() {
     let writer = parameters(&path, EngineChoice::Automatic);
     let reader = vdisk_fileio::Parameters { read_only: true, ..writer.clone() };
     let first = vdisk_fileio::open("first", &writer).expect("open");
-    assert!(refusal(&writer).reason.contains("locked"));
-    assert!(refusal(&reader).reason.contains("locked"));
+    let at_once = |of: &vdisk_fileio::Parameters| vdisk_fileio::Parameters {
+        lock_wait: Duration::ZERO,
+        ..of.clone()
+    };
+    assert!(refusal(&at_once(&writer)).reason.contains("locked"));
+    assert!(refusal(&at_once(&reader)).reason.contains("locked"));
     drop(first);
     let _first = vdisk_fileio::open("first", &reader).expect("open");
     let _second = vdisk_fileio::open("second", &reader).expect("readers share");
