@@ -26,16 +26,16 @@ use lunar_platform::{
     SendOperation, SendRequest, Sge, UnitAddress, WorkCompletion, WorkRequestId,
 };
 use lunar_scsi::lun;
+use lunar_scsi::reservations::TransportId;
 use lunar_srp::login::{LoginReject, LoginRequest, PortId};
 use lunar_srp::wire;
 use lunar_vscsi::adapter::{Action, Actions, Adapter, Event, Reason, Taken};
 use lunar_vscsi::crq::{Answer, CrqStatus, Entry, IuKind, Request};
+use lunar_vscsi::descriptor::COPY_BYTES_MAX;
 use lunar_vscsi::hcall::{Copied, Freed, Registered, Sent, code};
 use lunar_vscsi::mad::{HEADER_BYTES, Mad, MadStatus, PAYLOAD_BYTES_MAX, ServerPartition, Step};
 use lunar_vscsi::response;
 
-/// Most bytes of one H_COPY_RDMA.
-pub const COPY_BYTES_MAX: u32 = 128 << 10;
 /// Where a datagram's payload is put in the receive buffer that its IU lies in.
 const PAYLOAD_OFFSET: usize = lunar_vscsi::IU_BYTES_MAX as usize;
 /// Bytes that a receive buffer must have.
@@ -62,6 +62,28 @@ pub struct AdapterConfig {
     pub target_port: PortId,
     /// The client in words, for access patterns and logs: "partition 3".
     pub peer: PeerAddress,
+}
+
+impl AdapterConfig {
+    /// The adapter at `unit` of client partition `partition`, which logs in to `target_port`. It is named as reservations name
+    /// it.
+    #[must_use]
+    pub fn of_partition(
+        unit: UnitAddress,
+        server: ServerPartition,
+        partition: u32,
+        target_port: PortId,
+        request_limit: u32,
+    ) -> Self {
+        Self {
+            unit,
+            server,
+            request_limit,
+            initiator_port: PortId(TransportId::vscsi_port(partition, unit.0)),
+            target_port,
+            peer: PeerAddress::new(&format!("partition {partition}")),
+        }
+    }
 }
 
 /// A login that was not answered yet. Dropping it refuses it.

@@ -10,7 +10,7 @@ use lunar_pcie::{
     AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, HintLine, HostSlot,
     PlacementMode,
 };
-use lunar_platform::{Nanoseconds, PeerAddress, Platform, UnitAddress};
+use lunar_platform::{Nanoseconds, Platform, UnitAddress};
 use lunar_scenario::{TARGET, attributes, configuration, small_limits, submit};
 use lunar_srp::login::PortId;
 use lunar_target::configuration::Lun;
@@ -87,21 +87,15 @@ impl Lab {
         let (rdma_link, rdma_group) = group(0, Transport::Rdma(hca), space, &limits);
         let space = AddressSpace::new();
         let hypervisor = EmulatedHypervisor::new(space.clone(), vec![server]).expect("descriptors");
-        let adapter = AdapterConfig {
-            unit,
-            server: ServerPartition {
-                name: PartitionName::new("lunar").expect("short"),
-                number: 1,
-                os_type: OsType::AIX,
-                transfer_bytes_max: 1 << 20,
-                migration: true,
-                reserve: true,
-            },
-            request_limit: REQUEST_LIMIT,
-            initiator_port: PortId([3; 16]),
-            target_port: TARGET,
-            peer: PeerAddress::new("partition 3"),
+        let server = ServerPartition {
+            name: PartitionName::new("lunar").expect("short"),
+            number: 1,
+            os_type: OsType::AIX,
+            transfer_bytes_max: 1 << 20,
+            migration: true,
+            reserve: true,
         };
+        let adapter = AdapterConfig::of_partition(unit, server, 3, TARGET, REQUEST_LIMIT);
         let (port, vscsi) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 1);
         let (vscsi_link, vscsi_group) = group(1, Transport::Vscsi(port), space, &limits);
         let links = vec![rdma_link, vscsi_link.on_device(1)];

@@ -13,10 +13,9 @@ use lunar_handlers::memory_disk::{Medium, MemoryDisk};
 use lunar_hypervisor::{ClientPartition, EmulatedHypervisor, pair};
 use lunar_offload_proto::control::{BackendKind, LogicalUnit, Lun, PlacementKind, Target};
 use lunar_pcie::{AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, HintLine};
-use lunar_platform::{Nanoseconds, PeerAddress, Platform, UnitAddress};
+use lunar_platform::{Nanoseconds, Platform, UnitAddress};
 use lunar_scenario::{Host, TARGET, small_limits};
 use lunar_srp::iu::{Residual, Response, parse_response};
-use lunar_srp::login::PortId;
 use lunar_target::{
     AdapterConfig, AgentLink, Coordinator, GroupLimits, GroupParts, PollGroup, VscsiConnection,
     VscsiListener, VscsiPort, mailbox,
@@ -336,14 +335,7 @@ impl Replay {
             migration: false,
             reserve: false,
         };
-        let adapter = AdapterConfig {
-            unit,
-            server,
-            request_limit: REQUEST_LIMIT,
-            initiator_port: PortId([3; 16]),
-            target_port: TARGET,
-            peer: PeerAddress::new("partition 3"),
-        };
+        let adapter = AdapterConfig::of_partition(unit, server, 3, TARGET, REQUEST_LIMIT);
         let (hca, listener) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 0);
         let slot = host.slot.clone();
         let hint = || HintLine::new().expect("descriptors");

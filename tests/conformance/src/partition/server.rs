@@ -15,7 +15,7 @@ use lunar_pcie::{
     AddressSpace, Backing, CardMemory, CardRegion, DmaConfig, EmulatedDma, HintLine, HostSlot,
     PlacementMode,
 };
-use lunar_platform::{Nanoseconds, PeerAddress, Platform, UnitAddress};
+use lunar_platform::{Nanoseconds, Platform, UnitAddress};
 use lunar_scsi::reservations::AccessTable;
 use lunar_scsi::unit::{Identity, LogicalUnit};
 use lunar_srp::login::PortId;
@@ -78,22 +78,16 @@ fn card(socket: &Path) -> Result<(PollGroup<Card>, Coordinator<Card>)> {
         card_arena_bytes: 32 << 20,
         ..GroupLimits::default()
     };
-    let adapter = AdapterConfig {
-        unit,
-        server: ServerPartition {
-            name: PartitionName::new("lunar").context("a partition's name")?,
-            number: 1,
-            // A client asks only such a server for fast-fail and capabilities.
-            os_type: OsType::AIX,
-            transfer_bytes_max: 1 << 20,
-            migration: true,
-            reserve: true,
-        },
-        request_limit: REQUEST_LIMIT,
-        initiator_port: PortId([3; 16]),
-        target_port: TARGET,
-        peer: PeerAddress::new("partition 3"),
+    let server = ServerPartition {
+        name: PartitionName::new("lunar").context("a partition's name")?,
+        number: 1,
+        // A client asks only such a server for fast-fail and capabilities.
+        os_type: OsType::AIX,
+        transfer_bytes_max: 1 << 20,
+        migration: true,
+        reserve: true,
     };
+    let adapter = AdapterConfig::of_partition(unit, server, 3, TARGET, REQUEST_LIMIT);
     let (hca, listener) = VscsiPort::new(hypervisor, vec![adapter], limits.slots, 0);
     let slot = HostSlot::new(PlacementMode::Prompt);
     let (to_card, to_host) = (HintLine::new()?, HintLine::new()?);
