@@ -62,22 +62,6 @@ disk() {
 	generic=/dev/$(generic_of "${1:-$host}" "${2:-0}")
 }
 
-# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
-says() {
-	what=$1 pattern=$2
-	shift 2
-	"$@" >/run/said 2>&1 || {
-		ended=$?
-		cat /run/said
-		fail "$what: \`$*\` ended with $ended"
-	}
-	grep -E -q "$pattern" /run/said || {
-		cat /run/said
-		fail "$what: \`$*\` prints nothing like '$pattern'"
-	}
-	report CHECK "$what"
-}
-
 # ends WITH WHAT COMMAND...: sg3-utils has an exit code for each kind of sense.
 ends() {
 	with=$1 what=$2

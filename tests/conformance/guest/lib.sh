@@ -59,6 +59,22 @@ without_module() {
 	[ ! -d "/sys/module/$1" ] || rmmod "$1"
 }
 
+# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
+says() {
+	what=$1 pattern=$2
+	shift 2
+	"$@" >/run/said 2>&1 || {
+		ended=$?
+		cat /run/said
+		fail "$what: \`$*\` ended with $ended"
+	}
+	grep -E -q "$pattern" /run/said || {
+		cat /run/said
+		fail "$what: \`$*\` prints nothing like '$pattern'"
+	}
+	report CHECK "$what"
+}
+
 # on_second COMMAND...: in a shell of the second machine that knows lib.sh and target-lunar.sh; its output and its exit
 # code are the command's. What passes between the machines so, through files of the machine that runs both, is the
 # scenario's way to hold both ends, and nothing of what is tested.

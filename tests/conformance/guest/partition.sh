@@ -42,22 +42,6 @@ disk() {
 	generic=/dev/$(generic_of "${1:-0}")
 }
 
-# says WHAT PATTERN COMMAND...: the command succeeds, and prints a line like the pattern.
-says() {
-	what=$1 pattern=$2
-	shift 2
-	"$@" >/run/said 2>&1 || {
-		ended=$?
-		cat /run/said
-		fail "$what: \`$*\` ended with $ended"
-	}
-	grep -E -q "$pattern" /run/said || {
-		cat /run/said
-		fail "$what: \`$*\` prints nothing like '$pattern'"
-	}
-	report CHECK "$what"
-}
-
 # transfer if|of BLOCKS COUNT: COUNT commands of BLOCKS blocks each, past the page cache.
 transfer() {
 	case $1 in
